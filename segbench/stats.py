@@ -8,16 +8,19 @@ Counts are whole numbers, and sums of whole numbers below 2^53 are exact in floa
 on the number of threads or on the order of the images' sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Int32, Num, Shaped
+from jaxtyping import Bool, Float, Int, Int32, Num
 
 from segbench.types import Interval
 
 DRAWS = 1000
 _BLOCK = 1 << 22  # float64 numbers of one intermediate product (32 MB)
+
+
+Summary = Callable[[Num[np.ndarray, "*sites k 3"]], Float[np.ndarray, "*sites"]]
 
 
 @dataclass(frozen=True)
@@ -45,40 +48,63 @@ def miou(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
     IoU = hit / (truth + predicted - hit), mean over the classes with a non-empty union; nan where no class has one.
     """
     hit, truth, predicted = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    return np.asarray(100 * _mean_ratio(hit, truth + predicted - hit))
+    return 100 * _mean_ratio(hit, truth + predicted - hit)
 
 
-def miou_draws(counts: Int[np.ndarray, "l n k 3"], weights: Int[np.ndarray, "draws n"]) -> Float[np.ndarray, "draws l"]:
-    """Mean IoU in % of every site in every resample; sums over the drawn images first, the ratio last.
+def pixel_accuracy(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
+    """Labelled pixels that are predicted right, in %, from counts summed over images; nan where none is labelled."""
+    hit, truth, _ = np.moveaxis(np.sum(counts, -2, dtype=np.float64), -1, 0)
+    return 100 * _divide(hit, truth)
+
+
+def mean_accuracy(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
+    """Recall in %, mean over the classes with labelled pixels, from counts summed over images; nan where none has."""
+    hit, truth, _ = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return 100 * _mean_ratio(hit, truth)
+
+
+def present(counts: Int[np.ndarray, "*images k 3"]) -> Bool[np.ndarray, " k"]:
+    """Which classes have a non-empty union, by label or by prediction: those that a mean IoU averages over."""
+    return counts.reshape(-1, *counts.shape[-2:]).any((0, 2))
+
+
+def draws(
+    summary: Summary, counts: Int[np.ndarray, "l n k 3"], weights: Int[np.ndarray, "draws n"]
+) -> Float[np.ndarray, "draws l"]:
+    """`summary` (`miou` ...) of every site in every resample: sums over the drawn images first, ratios last.
 
     A class that no drawn image holds or predicts is left out of that resample's mean.
     """
     result = np.empty((len(weights), len(counts)))
     for row, site in enumerate(counts):
-        seen = site.any((0, 2))  # the others have an empty union in every resample
-        hit = site[:, seen, 0].astype(np.float64)
-        union = site[:, seen, 1].astype(np.float64) + site[:, seen, 2] - hit
-        for block in _blocks(len(weights), max(site.shape[0], hit.shape[1])):
-            drawn = weights[block].astype(np.float64)
-            result[block, row] = 100 * _mean_ratio(drawn @ hit, drawn @ union)
+        seen = site[:, present(site)]  # the others are empty in every resample
+        flat = seen.reshape(len(site), -1).astype(np.float64)
+        for block in _blocks(len(weights), max(flat.shape)):
+            drawn = weights[block].astype(np.float64) @ flat
+            result[block, row] = summary(drawn.reshape(-1, *seen.shape[1:]))
     return result
+
+
+def miou_draws(counts: Int[np.ndarray, "l n k 3"], weights: Int[np.ndarray, "draws n"]) -> Float[np.ndarray, "draws l"]:
+    """Mean IoU in % of every site in every resample."""
+    return draws(miou, counts, weights)
 
 
 def ratio(top: Num[np.ndarray, "n *rest"], bottom: Num[np.ndarray, "n *rest"]) -> Float[np.ndarray, "*rest"]:
     """Sum of `top` over images divided by the sum of `bottom`; nan where nothing was counted."""
-    return _divide(np.asarray(np.sum(top, 0, dtype=np.float64)), np.asarray(np.sum(bottom, 0, dtype=np.float64)))
+    return _divide(top.sum(0, dtype=np.float64), bottom.sum(0, dtype=np.float64))
 
 
 def ratio_draws(
     top: Num[np.ndarray, "n *rest"], bottom: Num[np.ndarray, "n *rest"], weights: Int[np.ndarray, "draws n"]
 ) -> Float[np.ndarray, "draws *rest"]:
     """`ratio` in every resample; nan where no drawn image counts."""
-    flat = [np.asarray(part, np.float64).reshape(len(part), -1) for part in (top, bottom)]
-    result = np.empty((len(weights), flat[0].shape[1]))
-    for block in _blocks(len(weights), max(len(top), flat[0].shape[1])):
+    above, below = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (top, bottom))
+    result = np.empty((len(weights), above.shape[1]))
+    for block in _blocks(len(weights), max(above.shape)):
         drawn = weights[block].astype(np.float64)
-        result[block] = _divide(*(drawn @ part for part in flat))
-    return result.reshape(len(weights), *np.shape(top)[1:])
+        result[block] = _divide(drawn @ above, drawn @ below)
+    return result.reshape(len(weights), *top.shape[1:])
 
 
 def per_image(values: Num[np.ndarray, "m *rest"], image: Int[np.ndarray, " m"]) -> Float[np.ndarray, "n *rest"]:
@@ -92,32 +118,33 @@ def per_image(values: Num[np.ndarray, "m *rest"], image: Int[np.ndarray, " m"]) 
     return result
 
 
-def interval(draws: Float[np.ndarray, " draws"]) -> Interval | None:
+def interval(drawn: Float[np.ndarray, " draws"]) -> Interval | None:
     """The 2.5th and 97.5th percentile of the draws that exist; None where none does."""
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
         return None
-    low, high = np.percentile(draws, (2.5, 97.5))
+    low, high = np.percentile(drawn, (2.5, 97.5))
     return Interval(float(low), float(high))
 
 
-def intervals(draws: Float[np.ndarray, "draws l"]) -> list[Interval | None]:
+def intervals(drawn: Float[np.ndarray, "draws l"]) -> list[Interval | None]:
     """`interval` of every column."""
-    return [interval(column) for column in draws.T]
+    return [interval(column) for column in drawn.T]
 
 
-def estimate(value: float, draws: Float[np.ndarray, " draws"]) -> Estimate | None:
+def estimate(value: float, drawn: Float[np.ndarray, " draws"]) -> Estimate | None:
     """A number with the interval of its draws; None where the number itself does not exist (nothing was counted)."""
-    return Estimate(float(value), interval(draws)) if np.isfinite(value) else None
+    return Estimate(float(value), interval(drawn)) if np.isfinite(value) else None
 
 
-def _mean_ratio(top: Shaped[np.ndarray, "*rest k"], bottom: Shaped[np.ndarray, "*rest k"]) -> np.ndarray:
+def _mean_ratio(top: Float[np.ndarray, "*rest k"], bottom: Float[np.ndarray, "*rest k"]) -> Float[np.ndarray, "*rest"]:
+    """Mean of the ratios that exist; nan where none does."""
     there = bottom > 0
-    many = there.sum(-1)
-    return _divide(np.where(there, _divide(top, bottom), 0.0).sum(-1), many)
+    ratios = np.where(there, _divide(top, bottom), 0.0)
+    return _divide(ratios.sum(-1), there.sum(-1))
 
 
-def _divide(top: Shaped[np.ndarray, "*rest"], bottom: Shaped[np.ndarray, "*rest"]) -> np.ndarray:
+def _divide(top: Num[np.ndarray, "*rest"], bottom: Num[np.ndarray, "*rest"]) -> Float[np.ndarray, "*rest"]:
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
 
 

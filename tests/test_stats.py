@@ -16,15 +16,24 @@ def test_miou_of_hand_counts() -> None:
     assert float(stats.miou(counts)) == pytest.approx(100 * (6 / 9 + 0) / 2)
 
 
+def test_accuracies_of_hand_counts() -> None:
+    """The second class is only predicted: it is in the mean IoU's classes and not in the mean accuracy's."""
+    counts = np.array([[6, 8, 7], [0, 0, 3], [0, 0, 0], [1, 2, 1]])
+    assert float(stats.pixel_accuracy(counts)) == pytest.approx(100 * 7 / 10)
+    assert float(stats.mean_accuracy(counts)) == pytest.approx(100 * (6 / 8 + 1 / 2) / 2)
+    assert stats.present(counts).tolist() == [True, True, False, True]
+    assert stats.present(np.stack([counts, np.roll(counts, 1, 0)])).all()
+
+
 def test_miou_of_nothing_does_not_exist() -> None:
     assert np.isnan(stats.miou(np.zeros((4, 3), int)))
     assert stats.estimate(float(stats.miou(np.zeros((4, 3), int))), np.zeros(0)) is None
 
 
-def test_miou_keeps_the_leading_axes() -> None:
-    counts = _counts(np.random.default_rng(0), sites=3, images=5, classes=4)
-    summed = counts.sum(1)
-    assert stats.miou(summed).tolist() == [float(stats.miou(site)) for site in summed]
+@pytest.mark.parametrize("summary", [stats.miou, stats.pixel_accuracy, stats.mean_accuracy])
+def test_leading_axes_are_kept(summary: stats.Summary) -> None:
+    summed = _counts(np.random.default_rng(0), sites=3, images=5, classes=4).sum(1)
+    assert summary(summed).tolist() == [float(summary(site)) for site in summed]
 
 
 def test_resamples_add_up_and_do_not_change() -> None:
@@ -51,6 +60,7 @@ def test_draws_are_the_miou_of_each_resampled_list_of_images() -> None:
     weights = stats.resamples(9, draws=40)
     fast = stats.miou_draws(counts, weights)
     assert (weights[:, 0] == 0).any()
+    recall = stats.draws(stats.mean_accuracy, counts, weights)
     for draw, row in enumerate(weights):
         drawn = [image for image, times in enumerate(row) for _ in range(times)]
         for site in range(3):
@@ -60,6 +70,7 @@ def test_draws_are_the_miou_of_each_resampled_list_of_images() -> None:
                 if truth + predicted - hit:
                     ious.append(hit / (truth + predicted - hit))
             assert fast[draw, site] == pytest.approx(100 * sum(ious) / len(ious), rel=1e-12)
+            assert recall[draw, site] == pytest.approx(float(stats.mean_accuracy(counts[site, drawn].sum(0))))
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
