@@ -1,0 +1,94 @@
+"""The stream of features: what the probes of all sites read, image by image, from one forward pass.
+
+Two policies give the same numbers: `stream` runs the model again in every epoch and keeps nothing, `memory` reads every
+image once and holds its features. `auto` holds them when they need at most a quarter of the memory at hand.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segbench.adapters.base import Adapter, Features
+from segbench.kernels import Target
+from segbench.types import Dataset, Site
+
+Policy = Literal["auto", "stream", "memory"]
+Progress = Callable[[int], None]  # called with the number of images that were just worked on
+
+
+class FeatureSource(ABC):
+    """Features and targets of one split, by image index."""
+
+    dataset: Dataset
+    sites: tuple[Site, ...]
+    batch_size: int  # images per forward pass and per micro-batch; no number depends on it
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+        """The images in this order, in micro-batches of b >= 1 images; features are [b, t, d] per site."""
+
+
+class Streamed(FeatureSource):
+    """Every read is a forward pass; nothing is kept."""
+
+    def __init__(self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int) -> None:
+        self.adapter, self.dataset, self.sites, self.batch_size = adapter, dataset, tuple(sites), batch_size
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+        for start in range(0, len(indices), self.batch_size):
+            samples = [self.dataset[int(index)] for index in indices[start : start + self._size]]
+            batch = self.adapter.prepare(samples)
+            features = self.adapter.read(batch, self.sites)
+            pairs = zip(batch.grids, batch.masks, strict=True)
+            yield features, [Target.of(grid_map, mask, self.adapter.device) for grid_map, mask in pairs]
+
+
+class Held(FeatureSource):
+    """Every image is read once and its features stay in memory."""
+
+    def __init__(self, streamed: Streamed, progress: Progress) -> None:
+        self.dataset, self.sites, self.batch_size = streamed.dataset, streamed.sites, streamed.batch_size
+        self._features: list[dict[Site, Float[Tensor, "t d"]]] = []
+        self._targets: list[Target] = []
+        for features, targets in streamed.read(range(len(self.dataset))):
+            for row, target in enumerate(targets):
+                self._features.append({site: features[site][row] for site in self.sites})
+                self._targets.append(target)
+            progress(len(targets))
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+        for start in range(0, len(indices), self.batch_size):
+            chosen = [int(index) for index in indices[start : start + self.batch_size]]
+            stacked = {site: torch.stack([self._features[i][site] for i in chosen]) for site in self.sites}
+            yield stacked, [self._targets[i] for i in chosen]
+
+
+def source(
+    adapter: Adapter,
+    dataset: Dataset,
+    sites: Sequence[Site],
+    batch_size: int,
+    policy: Policy,
+    progress: Progress,
+) -> FeatureSource:
+    """The features of a split under a policy; `progress` hears of the reading that `memory` does at once."""
+    streamed = Streamed(adapter, dataset, sites, batch_size)
+    if policy == "stream" or (policy == "auto" and _held_bytes(streamed) > _memory_at_hand() / 4):
+        return streamed
+    return Held(streamed, progress)
+
+
+def _held_bytes(streamed: Streamed) -> int:
+    """Bytes that `memory` would need, from one image."""
+    features, targets = next(streamed.read([0]))
+    labels = sum(tensor.numel() * tensor.element_size() for tensor in (targets[0].labels, targets[0].valid))
+    return len(streamed.dataset) * (labels + sum(x.numel() * x.element_size() for x in features.values()))
+
+
+def _memory_at_hand() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

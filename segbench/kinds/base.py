@@ -1,0 +1,48 @@
+"""What a task kind is given, and what it may ask of other cells.
+
+A kind is a module with `class Params(Spec)`, `requires(params) -> names of tasks whose cells it reads` and
+`run(job) -> Iterator[Measure]`. Kinds are imported to check specs, so they import torch only inside `run`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segbench.errors import CellError
+from segbench.store import Cell, Result
+from segbench.types import Site
+
+if TYPE_CHECKING:
+    from segbench.adapters.base import Adapter
+
+
+@dataclass(frozen=True)
+class Required:
+    """A finished cell that this one reads."""
+
+    params: Any  # the other task's Params
+    result: Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One (model, task) cell to be measured."""
+
+    adapter: "Adapter"
+    params: Any  # the kind's own Params
+    cell: Cell  # where the cell keeps arrays, facts and checkpoints
+    required: Mapping[str, Required]
+    seed: int
+    limit: int | None
+    batch_size: int
+    examples: int  # images whose predicted label maps are kept
+    progress: Callable[[int, int, str], None]  # images done, images in all, what is being done
+
+
+def peak_site(result: Result) -> Site:
+    """The LLM block input with the highest mIoU of a probe cell (paper Table 2); the first one on a tie."""
+    curve = {Site.parse(m.site): m.value for m in result.measures if m.metric == "miou" and m.site}
+    layers = [site for site in curve if site.stage == "llm" and site.layer != "norm"]
+    if not layers:
+        raise CellError(f"the probe cell of {result.model} on {result.task} holds no LLM layer")
+    return max(layers, key=lambda site: (curve[site], -int(site.layer)))

@@ -1,0 +1,194 @@
+"""Attention knockout: do tokens of one class hold a confusion up, or resolve it? (paper Eq. 1, C.1, Fig. 11)
+
+For a class c and an image, the probe at the adapter site predicts every patch. The wrong patches are those predicted c
+whose ground truth is another class; n0 is their number and their dominant ground truth g is the correct class. Then no
+image token may attend to the blocked tokens, and n(l) counts all patches wrongly predicted c at layer l, so it may
+exceed n0. Persistence is the mean over images of n(l)/n0; the ratio of sums stands beside it.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+from pydantic import Field, field_validator
+
+from segbench import stats
+from segbench.errors import CellError, SpecError
+from segbench.geometry import patch_labels
+from segbench.kinds.base import Job
+from segbench.specs import Spec
+from segbench.types import IGNORE, Measure, Site
+
+CONDITIONS = ("none", "incorrect", "correct", "random")
+
+
+class Params(Spec):
+    """Keys of a knockout task. The ground truth of a patch is the majority label of its pixels, ignore excluded."""
+
+    probes: str = Field(description="the probe task whose probes, val images and classes are used")
+    classes: tuple[str, ...] | None = Field(default=None, description="the confused classes c; all when left out")
+    least: int = Field(default=8, ge=1, description="images with fewer wrong patches are left out, and counted")
+    layers: str = Field(default="all", description="the LLM blocks in which tokens are blocked: all, 4 or 8-16")
+
+    @field_validator("layers")
+    @classmethod
+    def _is_window(cls, text: str) -> str:
+        if text != "all" and not re.fullmatch(r"\d+(-\d+)?", text):
+            raise ValueError(f"{text!r} is no window of LLM blocks; expected all, 4 or 8-16")
+        return text
+
+
+def requires(params: Params) -> tuple[str, ...]:
+    """The probes come from a probe task."""
+    return (params.probes,)
+
+
+def run(job: Job) -> Iterator[Measure]:
+    """Yield persistence in % of n0 per site, condition and class, and over all classes together.
+
+    Arrays `patches`: one row per (image, class) with `n` int32 [m, conditions, sites] and `n0`, `image`, `class` [m].
+    Raises SpecError for an unknown class or window, CellError when no image has enough wrong patches.
+    """
+    import torch
+
+    from segbench import probes
+
+    params: Params = job.params
+    source = job.required[params.probes]
+    val = source.params.data.load("val", job.limit)
+    probed = map(Site.parse, source.result.about["sites"])
+    sites = tuple(site for site in probed if site.stage != "encoder" and site.layer != "norm")
+    if Site("adapter") not in sites or len(sites) < 2:
+        raise CellError(f"{params.probes} probes no adapter or no LLM layer: a knockout needs both")
+    bank = probes.ProbeBank.load(source.result.arrays("probes"), sites, job.adapter.device)
+    blocks = sum(site.stage == "llm" and site.layer != "norm" for site in job.adapter.sites())
+    window = _window(params.layers, blocks)
+    confused = [_class_id(name, val.classes, params.probes) for name in params.classes or val.classes]
+
+    rows: list[_Row] = []
+    left_out = dict.fromkeys(confused, 0)
+    for start in range(0, len(val), job.batch_size):
+        samples = [val[index] for index in range(start, min(start + job.batch_size, len(val)))]
+        batch = job.adapter.prepare(samples)
+        encoded = job.adapter.encode(batch)
+        plain = bank.patches(job.adapter.decode(encoded, sites)).cpu().numpy()  # l b t
+        cases: list[_Case] = []
+        for row, (sample, mask, grid_map) in enumerate(zip(samples, batch.masks, batch.grids, strict=True)):
+            truth = patch_labels(mask, grid_map, len(val.classes))
+            for c in confused:
+                case = _Case.of(row, c, plain[0, row], truth, seed=(job.seed, zlib.crc32(sample.name.encode()), c))
+                if case.n0 >= params.least:
+                    cases.append(case)
+                elif case.n0:
+                    left_out[c] += 1
+        at_once = max(1, job.batch_size // len(CONDITIONS))
+        for first in range(0, len(cases), at_once):
+            some = cases[first : first + at_once]
+            copies = encoded.take([case.row for case in some for _ in case.blocked])
+            blocked = torch.from_numpy(np.concatenate([case.blocked for case in some])).to(job.adapter.device)
+            knocked = bank.patches(job.adapter.decode(copies, sites, blocked, window)).cpu().numpy()  # l conditions*b t
+            for case, at in zip(some, range(0, len(blocked), len(CONDITIONS) - 1), strict=True):
+                conditions = np.concatenate([plain[:, case.row, None], knocked[:, at : at + len(CONDITIONS) - 1]], 1)
+                n = (case.wrong(conditions)).sum(-1).T  # conditions l
+                rows.append(_Row(start + case.row, case.c, case.n0, n))
+        job.progress(start + len(samples), len(val), "knockout")
+    if not rows:
+        raise CellError(f"no val image has {params.least} or more wrongly predicted patches of {params.classes or 'any class'}")
+
+    patches = {
+        "n": np.stack([row.n for row in rows]).astype(np.int32),
+        "n0": np.asarray([row.n0 for row in rows], np.int32),
+        "image": np.asarray([row.image for row in rows], np.int32),
+        "class": np.asarray([row.c for row in rows], np.int32),
+    }
+    job.cell.save_arrays("patches", patches)
+    job.cell.about(
+        {
+            "classes": [val.classes[c] for c in confused],
+            "all_classes": list(val.classes),
+            "conditions": list(CONDITIONS),
+            "sites": [str(site) for site in sites],
+            "layers": params.layers,
+            "least": params.least,
+            "left_out": {val.classes[c]: count for c, count in left_out.items()},
+        }
+    )
+    for name, c in {"all": None} | {val.classes[c]: c for c in confused}.items():
+        keep = patches["n0"] > 0 if c is None else patches["class"] == c
+        if keep.any():
+            yield from _measures(name, sites, patches["n"][keep], patches["n0"][keep], patches["image"][keep])
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One confusion: class c in one image of the batch, and which tokens each condition but `none` blocks."""
+
+    row: int  # of the batch
+    c: int
+    n0: int
+    truth: Int[np.ndarray, " t"]
+    blocked: Bool[np.ndarray, "3 t"]  # incorrect, correct, random
+
+    @classmethod
+    def of(
+        cls, row: int, c: int, predicted: Int[np.ndarray, " t"], truth: Int[np.ndarray, " t"], seed: tuple[int, int, int]
+    ) -> "_Case":
+        """Blocked are the tokens predicted c, those predicted g, and as many random ones as are predicted c."""
+        wrong = (predicted == c) & (truth != c) & (truth != IGNORE)
+        incorrect = predicted == c
+        g = np.bincount(truth[wrong], minlength=1).argmax() if wrong.any() else c
+        random = np.random.default_rng(seed).permutation(len(predicted)) < incorrect.sum()
+        return cls(row, c, int(wrong.sum()), truth, np.stack([incorrect, predicted == g, random]))
+
+    def wrong(self, predicted: Int[np.ndarray, "*rest t"]) -> Bool[np.ndarray, "*rest t"]:
+        """All patches that are wrongly predicted c, not only those that were so at the adapter."""
+        return (predicted == self.c) & (self.truth != self.c) & (self.truth != IGNORE)
+
+
+@dataclass(frozen=True)
+class _Row:
+    image: int
+    c: int
+    n0: int
+    n: Int[np.ndarray, "conditions l"]
+
+
+def _window(text: str, blocks: int) -> range:
+    """The LLM blocks in which attention is knocked out; both ends count."""
+    if text == "all":
+        return range(blocks)
+    first, _, last = text.partition("-")
+    window = range(int(first), int(last or first) + 1)
+    if not window or window[-1] >= blocks:
+        raise SpecError(f"layers: {text} is no window of the {blocks} LLM blocks of this model (0 to {blocks - 1})")
+    return window
+
+
+def _class_id(name: str, classes: Sequence[str], task: str) -> int:
+    if name not in classes:
+        raise SpecError(f"classes: {name!r} is no class of {task}; it has {', '.join(classes)}")
+    return classes.index(name)
+
+
+def _measures(
+    name: str,
+    sites: Sequence[Site],
+    n: Int[np.ndarray, "m conditions l"],
+    n0: Int[np.ndarray, " m"],
+    image: Int[np.ndarray, " m"],
+) -> Iterator[Measure]:
+    """Persistence with 95 % intervals over images; rows of one image are drawn together."""
+    ratios, ones = n / n0[:, None, None], np.ones_like(n)
+    starts = np.broadcast_to(n0[:, None, None], n.shape)
+    for metric, top, bottom in (("persistence", ratios, ones), ("persistence_of_sums", n, starts)):
+        tops, bottoms = stats.per_image(top, image), stats.per_image(bottom, image)
+        values = 100 * stats.ratio(tops, bottoms)
+        draws = 100 * stats.ratio_draws(tops, bottoms, stats.resamples(len(tops)))
+        for condition, label in enumerate(CONDITIONS):
+            for row, site in enumerate(sites):
+                interval = stats.interval(draws[:, condition, row])
+                key = f"{name}/{label}"
+                yield Measure(metric, float(values[condition, row]), "%", len(tops), str(site), key, interval)

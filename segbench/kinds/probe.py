@@ -1,0 +1,203 @@
+"""Layerwise probing: how well can a linear map read the classes at each site? (paper A.2, Table 2)"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import Field
+
+from segbench import stats
+from segbench.errors import CellError, SpecError
+from segbench.kinds.base import Job
+from segbench.specs import DataSpec, Spec
+from segbench.types import IGNORE, Dataset, Measure, Site
+
+if TYPE_CHECKING:
+    from segbench.features import FeatureSource
+    from segbench.probes import Best, ProbeBank
+
+HOLDOUT = 10  # selection: train_holdout keeps every tenth training image out of the training
+
+
+class Protocol(Spec):
+    """How the probes are trained. The defaults are the paper's (A.2); what A.2 leaves open is named here too."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch: int = Field(default=64, ge=1, description="images per optimiser step, whatever fits into memory at once")
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    power: float = Field(default=0.9, ge=0, description="of the polynomial decay of lr, taken per step")
+    bias: bool = True
+    init: Literal["uniform", "zeros"] = "uniform"
+    norm: Literal["none", "standardize"] = "none"
+    selection: Literal["val_best", "last", "train_holdout"] = "val_best"
+
+
+class Params(Spec):
+    """Keys of a probe task."""
+
+    data: DataSpec
+    protocol: Protocol = Protocol()
+    sites: tuple[str, ...] | None = Field(default=None, description="all of the model's when left out")
+    features: Literal["auto", "stream", "memory"] = "auto"
+
+
+def requires(params: Params) -> tuple[str, ...]:
+    """A probe task stands on no other task."""
+    return ()
+
+
+def run(job: Job) -> Iterator[Measure]:
+    """Train one probe per site on the training split, evaluate after each epoch, yield the numbers of the chosen epoch.
+
+    Arrays: `counts` (int32 [l, n, k, 3]: hit, truth and predicted pixels, at the chosen epoch, the last and the best on
+    val), `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps, original resolution).
+    Raises CellError when a probe diverges or when no pixel can be counted.
+    """
+    from segbench import features, probes
+
+    params: Params = job.params
+    train, val = params.data.load("train", job.limit), params.data.load("val", job.limit)
+    sites = _sites(job.adapter.sites(), params.sites)
+    read = _Tally(job, len(train) + len(val), "reading")
+    sources = [features.source(job.adapter, d, sites, job.batch_size, params.features, read) for d in (train, val)]
+    chosen, last, val_best = _fit(job, sites, sources[0], sources[1])
+    (_, (first, *_)), *_ = sources[1].read([0])
+
+    counts = chosen.arrays["counts"]
+    labelled = sum(int((val[index].mask != IGNORE).sum()) for index in range(len(val)))
+    truth_pixels = counts[0, ..., 1].sum(0)  # k
+    seen = int(truth_pixels.sum())
+    if not seen:
+        raise CellError("no labelled pixel of the val split is seen by the model")
+    other = {"last": last.arrays["counts"], "val_best": val_best.arrays["counts"]}
+    job.cell.save_arrays("counts", {"best": counts, **other})
+    job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
+    bank = probes.ProbeBank.load(chosen.probes, sites, job.adapter.device)
+    job.cell.save_arrays("examples", _examples(bank, sources[1], job.examples))
+    best_epochs = zip(sites, chosen.arrays["epoch"].tolist(), strict=True)
+    job.cell.about(
+        {
+            "sites": [str(site) for site in sites],
+            "classes": list(train.classes),
+            "images": [val[index].name for index in range(len(val))],
+            "grid": list(first.grid_map.grid),
+            "selection": params.protocol.selection,
+            "best_epochs": {str(site): epoch + 1 for site, epoch in best_epochs},
+            "train_images": len(train),
+        }
+    )
+    yield Measure("coverage", 100 * seen / labelled, "%", len(val))
+    yield Measure("classes_present", int((truth_pixels > 0).sum()), "count", len(val))
+    yield from _measures(sites, counts, other)
+
+
+class _Tally:
+    """Adds up images of one stretch of work and passes them on."""
+
+    def __init__(self, job: Job, total: int, what: str, done: int = 0) -> None:
+        self.job, self.total, self.what, self.done = job, total, what, done
+
+    def __call__(self, images: int) -> None:
+        self.done += images
+        self.job.progress(self.done, self.total, self.what)
+
+
+def _sites(known: Sequence[Site], wanted: tuple[str, ...] | None) -> tuple[Site, ...]:
+    """The sites to probe, in the order of the model."""
+    if wanted is None:
+        return tuple(known)
+    asked = {Site.parse(text) for text in wanted}
+    if strange := asked - set(known):
+        raise SpecError(f"no site {', '.join(map(str, strange))}; this model has {', '.join(map(str, known))}")
+    return tuple(site for site in known if site in asked)
+
+
+def _fit(
+    job: Job, sites: tuple[Site, ...], train: "FeatureSource", val: "FeatureSource"
+) -> tuple["Best", "Best", "Best"]:
+    """Train the bank, or go on where a killed run stopped; the chosen epochs, the last one and the best ones on val."""
+    from segbench import probes
+
+    protocol: Protocol = job.params.protocol
+    everything = np.arange(len(train.dataset))
+    held_out = everything[::HOLDOUT] if protocol.selection == "train_holdout" else everything[:0]
+    fitted = np.setdiff1d(everything, held_out)
+    if not len(fitted):
+        raise CellError(f"{len(everything)} training image(s) leave none to train on beside the held-out ones")
+    widths = {site: job.adapter.widths[site] for site in sites}
+    bank = probes.ProbeBank(widths, len(val.dataset.classes), protocol.bias, protocol.init, job.seed)
+    bank.to(job.adapter.device)
+    schedule = probes.Schedule(
+        protocol.epochs, protocol.batch, protocol.lr, protocol.betas, protocol.weight_decay, protocol.power, job.seed
+    )
+    trainer = probes.Trainer(bank, train, fitted, schedule)
+    kept = {"last": probes.Best(), "val_best": probes.Best(), "train_holdout": probes.Best()}
+
+    start = 0
+    if checkpoint := job.cell.load_checkpoint():
+        arrays, facts = checkpoint
+        start = facts["epochs"]
+        trainer.restore(_below(arrays, "trainer"))
+        for name, best in kept.items():
+            best.arrays = _below(arrays, name)
+    elif protocol.norm == "standardize":
+        bank.standardise(train, fitted)
+
+    per_epoch = len(fitted) + len(held_out) + len(val.dataset)
+    tally = _Tally(job, protocol.epochs * per_epoch, "training", start * per_epoch)
+    for epoch in range(start, protocol.epochs):
+        trainer.epoch(epoch, tally)
+        counts = probes.count(bank, val, range(len(val.dataset)))
+        weights = bank.export()
+        score = stats.miou(counts.sum(1))
+        kept["last"] = probes.Best()
+        kept["last"].offer(epoch, score, counts, weights)
+        kept["val_best"].offer(epoch, score, counts, weights)
+        if len(held_out):
+            deciding = stats.miou(probes.count(bank, train, held_out).sum(1))
+            kept["train_holdout"].offer(epoch, deciding, counts, weights)
+        tally(len(held_out) + len(val.dataset))
+        arrays = {f"{name}/{key}": array for name, best in kept.items() for key, array in best.arrays.items()}
+        arrays |= {f"trainer/{key}": array for key, array in trainer.state().items()}
+        job.cell.save_checkpoint(arrays, {"epochs": epoch + 1})
+    return kept[protocol.selection], kept["last"], kept["val_best"]
+
+
+def _below(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+
+
+def _examples(bank: "ProbeBank", val: "FeatureSource", most: int) -> dict[str, np.ndarray]:
+    """`<e>.image`, `<e>.truth` and `<e>.<site>`: pictures and label maps of a few val images spread over the split."""
+    from segbench import probes
+
+    count = min(most, len(val.dataset))
+    indices = np.unique(np.linspace(0, len(val.dataset) - 1, count).astype(int)) if count else []
+    arrays: dict[str, np.ndarray] = {}
+    for row, (pixels, _) in enumerate(probes.predictions(bank, val, indices)):
+        sample = val.dataset[int(indices[row])]
+        arrays |= {f"{row}.image": np.asarray(sample.image), f"{row}.truth": sample.mask}
+        arrays |= {f"{row}.{site}": one.cpu().numpy() for site, one in zip(bank.sites, pixels, strict=True)}
+    return arrays
+
+
+def _measures(
+    sites: Sequence[Site], counts: Int[np.ndarray, "l n k 3"], other: dict[str, Int[np.ndarray, "l n k 3"]]
+) -> Iterator[Measure]:
+    """mIoU and accuracies per site, with 95 % intervals over images."""
+    images = counts.shape[1]
+    weights = stats.resamples(images)
+    hit, truth = counts[..., 0], counts[..., 1]
+    recall = np.stack([hit, truth, hit], -1)  # IoU of these counts is hit / truth: the accuracy of a class
+    for metric, one in {"miou": counts, "mean_accuracy": recall} | {f"miou_{name}": c for name, c in other.items()}.items():
+        values, intervals = stats.miou(one.sum(1)), stats.intervals(stats.miou_draws(one, weights))
+        for site, value, interval in zip(sites, values.tolist(), intervals, strict=True):
+            yield Measure(metric, value, "%", images, str(site), interval=interval)
+    top, bottom = hit.sum(2).T, truth.sum(2).T  # n l
+    intervals = stats.intervals(100 * stats.ratio_draws(top, bottom, weights))
+    for site, value, interval in zip(sites, (100 * stats.ratio(top, bottom)).tolist(), intervals, strict=True):
+        yield Measure("pixel_accuracy", value, "%", images, str(site), interval=interval)

@@ -1,0 +1,82 @@
+"""Context starvation: how well is each patch position read at one layer? (paper 5.1, Table 3, Fig. 7)
+
+Under causal attention the first image tokens see almost no other; the gap to the bidirectional twin is made by the
+leaderboard from two models' cells of this kind.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from segbench import stats
+from segbench.errors import CellError
+from segbench.geometry import patch_index
+from segbench.kinds.base import Job, peak_site
+from segbench.specs import Spec
+from segbench.types import Measure, Site
+
+
+class Params(Spec):
+    """Keys of a starvation task."""
+
+    probes: str = Field(description="the probe task whose probes and val images are used")
+    site: str = Field(default="peak", description="peak (the model's own best LLM layer) or a site such as llm.4")
+
+    @field_validator("site")
+    @classmethod
+    def _is_site(cls, text: str) -> str:
+        if text != "peak":
+            Site.parse(text)
+        return text
+
+
+def requires(params: Params) -> tuple[str, ...]:
+    """The probes come from a probe task."""
+    return (params.probes,)
+
+
+def run(job: Job) -> Iterator[Measure]:
+    """Yield pixel accuracy in % at each patch position (raster order) over the val split, at one site.
+
+    Arrays `positions`: `hit` and `count` int32 [n, t], rightly predicted and labelled pixels inside each patch.
+    Raises CellError when the site was not probed.
+    """
+    from segbench import features, probes
+
+    params: Params = job.params
+    source = job.required[params.probes]
+    val = source.params.data.load("val", job.limit)
+    site = peak_site(source.result) if params.site == "peak" else Site.parse(params.site)
+    if str(site) not in source.result.about["sites"]:
+        raise CellError(f"{params.probes} has no probe at {site}; it has {', '.join(source.result.about['sites'])}")
+    bank = probes.ProbeBank.load(source.result.arrays("probes"), [site], job.adapter.device)
+    grid = tuple(source.result.about["grid"])
+
+    hit, counted = np.zeros((2, len(val), grid[0] * grid[1]), np.int32)
+    stream = features.Streamed(job.adapter, val, [site], job.batch_size)
+    for row, (pixels, target) in enumerate(probes.predictions(bank, stream, range(len(val)))):
+        if target.grid_map.grid != grid:
+            raise CellError(f"{val[row].name} has a grid of {target.grid_map.grid} patches, others {grid}: no positions")
+        patch = patch_index(target.grid_map)
+        labelled = target.valid.cpu().numpy() & (patch >= 0)
+        right = (pixels[0] == target.labels).cpu().numpy() & labelled
+        counted[row] = np.bincount(patch[labelled], minlength=hit.shape[1])
+        hit[row] = np.bincount(patch[right], minlength=hit.shape[1])
+        job.progress(row + 1, len(val), "starvation")
+    job.cell.save_arrays("positions", {"hit": hit, "count": counted})
+    job.cell.about(
+        {
+            "site": str(site),
+            "chosen": "peak" if params.site == "peak" else "spec",
+            "grid": list(grid),
+            "images": source.result.about["images"],
+        }
+    )
+    values = 100 * stats.ratio(hit, counted)
+    intervals = stats.intervals(100 * stats.ratio_draws(hit, counted, stats.resamples(len(val))))
+    for position in np.flatnonzero(np.isfinite(values)).tolist():
+        images = int((counted[:, position] > 0).sum())
+        yield Measure(
+            "patch_accuracy", float(values[position]), "%", images, str(site), str(position), intervals[position]
+        )

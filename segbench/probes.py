@@ -1,0 +1,211 @@
+"""The bank of linear probes: one Linear(d, k) per site, all trained together on the same features (paper A.2)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from segbench.adapters.base import Features
+from segbench.errors import CellError
+from segbench.features import FeatureSource
+from segbench.kernels import Target, upsampled_argmax, upsampled_counts, upsampled_cross_entropy
+from segbench.types import Site
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a bank is trained; the fields of the probe task's `protocol` that the optimiser needs."""
+
+    epochs: int
+    batch: int
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    power: float  # polynomial decay of the learning rate, per step
+    seed: int
+
+
+class ProbeBank(nn.Module):
+    """Linear probes by site: logits on the patch grid from features [b, t, d].
+
+    `mean` and `deviation` standardise the features of a site (zeros and ones when the protocol says `norm: none`);
+    `export` folds them into weight and bias, so that a saved probe is a plain linear map.
+    """
+
+    def __init__(self, widths: Mapping[Site, int], classes: int, bias: bool = True, init: str = "uniform", seed: int = 0):
+        super().__init__()
+        self.sites = tuple(widths)
+        self.classes = classes
+        self.linears = nn.ModuleList(nn.Linear(width, classes, bias=bias) for width in widths.values())
+        self.means = nn.ParameterList(nn.Parameter(torch.zeros(d), requires_grad=False) for d in widths.values())
+        self.deviations = nn.ParameterList(nn.Parameter(torch.ones(d), requires_grad=False) for d in widths.values())
+        draw = torch.Generator().manual_seed(seed)
+        for linear in self._linears():
+            bound = 0.0 if init == "zeros" else linear.in_features**-0.5  # nn.Linear's own bound
+            for parameter in linear.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=draw)
+
+    def forward(self, features: Features) -> Float[Tensor, "l b t k"]:
+        """Logits of every site, in the order of `sites`."""
+        rows = zip(self.sites, self.linears, self.means, self.deviations, strict=True)
+        return torch.stack([linear((features[site].float() - mean) / dev) for site, linear, mean, dev in rows])
+
+    @torch.no_grad()
+    def patches(self, features: Features) -> Int[Tensor, "l b t"]:
+        """Predicted class of every patch."""
+        return self(features).argmax(-1)
+
+    @torch.no_grad()
+    def standardise(self, source: FeatureSource, indices: Sequence[int]) -> None:
+        """Take mean and deviation of every channel over the image tokens of these images."""
+        count, sums, squares = 0, [0.0] * len(self.sites), [0.0] * len(self.sites)
+        for features, _ in source.read(indices):
+            count += features[self.sites[0]].shape[:2].numel()
+            for row, site in enumerate(self.sites):
+                tokens = features[site].double().flatten(0, 1)
+                sums[row] = sums[row] + tokens.sum(0)
+                squares[row] = squares[row] + tokens.square().sum(0)
+        for row in range(len(self.sites)):
+            mean = sums[row] / count
+            self.means[row].copy_(mean)
+            self.deviations[row].copy_((squares[row] / count - mean.square()).clamp_min(1e-12).sqrt())
+
+    @torch.no_grad()
+    def export(self) -> Arrays:
+        """`<site>.weight` [k, d] and `<site>.bias` [k], the standardisation folded in."""
+        arrays = {}
+        for site, linear, mean, deviation in zip(self.sites, self._linears(), self.means, self.deviations, strict=True):
+            weight = linear.weight / deviation
+            bias = linear.bias if linear.bias is not None else torch.zeros(self.classes, device=weight.device)
+            arrays[f"{site}.weight"] = weight.float().cpu().numpy()
+            arrays[f"{site}.bias"] = (bias - weight @ mean).float().cpu().numpy()
+        return arrays
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, np.ndarray], sites: Sequence[Site], device: torch.device | str) -> "ProbeBank":
+        """The bank that `export` wrote."""
+        bank = cls({site: arrays[f"{site}.weight"].shape[1] for site in sites}, len(arrays[f"{sites[0]}.bias"]))
+        for site, linear in zip(sites, bank._linears(), strict=True):
+            linear.weight.data = torch.from_numpy(arrays[f"{site}.weight"].copy())
+            linear.bias.data = torch.from_numpy(arrays[f"{site}.bias"].copy())
+        return bank.to(device)
+
+    def _linears(self) -> list[nn.Linear]:
+        return list(self.linears)  # type: ignore[arg-type]
+
+
+class Trainer:
+    """Trains a bank epoch by epoch; its state goes to a checkpoint and back without a trace in the result."""
+
+    def __init__(self, bank: ProbeBank, source: FeatureSource, indices: Sequence[int], schedule: Schedule) -> None:
+        self.bank, self.source, self.schedule = bank, source, schedule
+        self.indices = np.asarray(indices)
+        self.steps = schedule.epochs * -(-len(self.indices) // schedule.batch)
+        self.step = 0
+        self.optimiser = torch.optim.AdamW(
+            list(bank.linears.parameters()), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
+        )
+
+    def epoch(self, number: int, progress: Callable[[int], None]) -> None:
+        """One pass over the images, in an order decided by (seed, epoch) alone."""
+        order = np.random.default_rng([self.schedule.seed, number]).permutation(self.indices)
+        for start in range(0, len(order), self.schedule.batch):
+            chosen = order[start : start + self.schedule.batch]
+            self._update(chosen)
+            progress(len(chosen))
+
+    def state(self) -> Arrays:
+        """Weights, standardisation and optimiser moments."""
+        arrays = {f"bank.{name}": value.cpu().numpy() for name, value in self.bank.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            arrays |= {f"optimiser.{index}.{name}": value.cpu().numpy() for name, value in moments.items()}
+        return arrays | {"step": np.asarray(self.step)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        self.bank.load_state_dict({n.removeprefix("bank."): v for n, v in tensors.items() if n.startswith("bank.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.step = int(arrays["step"])
+
+    def _update(self, chosen: Int[np.ndarray, " n"]) -> None:
+        """One optimiser step on the mean loss over the valid pixels of all chosen images (micro-batches only add up)."""
+        pixels = 0
+        self.optimiser.zero_grad()
+        for features, targets in self.source.read(chosen):
+            logits = self.bank(features)
+            losses = [upsampled_cross_entropy(logits[:, row], target) for row, target in enumerate(targets)]
+            loss = torch.stack(losses).sum(0)
+            self._refuse_divergence(loss, logits)
+            loss.sum().backward()
+            pixels += sum(target.pixels for target in targets)
+        if pixels:  # images without one labelled pixel teach nothing
+            for parameter in self.bank.linears.parameters():
+                parameter.grad /= pixels
+            share = (1 - self.step / self.steps) ** self.schedule.power
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.schedule.lr * share
+            self.optimiser.step()
+        self.step += 1
+
+    def _refuse_divergence(self, loss: Float[Tensor, " l"], logits: Float[Tensor, "l b t k"]) -> None:
+        if not loss.isfinite().all():
+            row = int((~loss.isfinite()).nonzero()[0])
+            raise CellError(
+                f"the probe at {self.bank.sites[row]} diverged at step {self.step} (largest logit "
+                f"{logits[row].abs().max().item():.3g}); try a smaller protocol.lr or protocol.norm: standardize"
+            )
+
+
+class Best:
+    """For every site the epoch with the highest mIoU on the deciding images, its weights and its counts on val."""
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = {}  # "epoch" [l], "score" [l], "counts" [l, n, k, 3], "probe.<site>.weight", ...
+
+    def offer(self, epoch: int, score: Float[np.ndarray, " l"], counts: Int[np.ndarray, "l n k 3"], probes: Arrays) -> None:
+        """Take the sites whose score (mIoU, %) beats that of every earlier epoch."""
+        if not self.arrays:
+            epochs = np.full(len(score), epoch)
+            self.arrays = {"epoch": epochs, "score": score, "counts": counts} | {f"probe.{n}": v for n, v in probes.items()}
+            return
+        better = score > self.arrays["score"]
+        names = list(dict.fromkeys(name.rpartition(".")[0] for name in probes))  # sites, in the order of the bank
+        for key, value in (("epoch", epoch), ("score", score), ("counts", counts)):
+            shape = (-1,) + (1,) * (self.arrays[key].ndim - 1)
+            self.arrays[key] = np.where(better.reshape(shape), value, self.arrays[key])
+        for name, array in probes.items():
+            if better[names.index(name.rpartition(".")[0])]:
+                self.arrays[f"probe.{name}"] = array
+
+    @property
+    def probes(self) -> Arrays:
+        """Weights and biases by name, as `ProbeBank.export` gives them."""
+        return {name.removeprefix("probe."): a for name, a in self.arrays.items() if name.startswith("probe.")}
+
+
+@torch.no_grad()
+def predictions(
+    bank: ProbeBank, source: FeatureSource, indices: Sequence[int]
+) -> Iterator[tuple[UInt8[Tensor, "l H W"], Target]]:
+    """Predicted class of every pixel at original resolution, for each site and image in turn."""
+    for features, targets in source.read(indices):
+        logits = bank(features)
+        for row, target in enumerate(targets):
+            yield upsampled_argmax(logits[:, row], target), target
+
+
+def count(bank: ProbeBank, source: FeatureSource, indices: Sequence[int]) -> Int[np.ndarray, "l n k 3"]:
+    """Pixels as (hit, truth, predicted) per site, image and class."""
+    rows = [upsampled_counts(pixels, target, bank.classes) for pixels, target in predictions(bank, source, indices)]
+    return torch.stack(rows, 1).cpu().numpy().astype(np.int32)
