@@ -37,7 +37,9 @@ class ProbeBank(nn.Module):
     `export` folds them into weight and bias, so that a saved probe is a plain linear map.
     """
 
-    def __init__(self, widths: Mapping[Site, int], classes: int, bias: bool = True, init: str = "uniform", seed: int = 0):
+    def __init__(
+        self, widths: Mapping[Site, int], classes: int, bias: bool = True, init: str = "uniform", seed: int = 0
+    ) -> None:
         super().__init__()
         self.sites = tuple(widths)
         self.classes = classes
@@ -139,7 +141,7 @@ class Trainer:
         self.step = int(arrays["step"])
 
     def _update(self, chosen: Int[np.ndarray, " n"]) -> None:
-        """One optimiser step on the mean loss over the valid pixels of all chosen images (micro-batches only add up)."""
+        """One optimiser step on the mean loss over the valid pixels of all chosen images; micro-batches only add up."""
         pixels = 0
         self.optimiser.zero_grad()
         for features, targets in self.source.read(chosen):
@@ -173,11 +175,13 @@ class Best:
     def __init__(self) -> None:
         self.arrays: Arrays = {}  # "epoch" [l], "score" [l], "counts" [l, n, k, 3], "probe.<site>.weight", ...
 
-    def offer(self, epoch: int, score: Float[np.ndarray, " l"], counts: Int[np.ndarray, "l n k 3"], probes: Arrays) -> None:
+    def offer(
+        self, epoch: int, score: Float[np.ndarray, " l"], counts: Int[np.ndarray, "l n k 3"], probes: Arrays
+    ) -> None:
         """Take the sites whose score (mIoU, %) beats that of every earlier epoch."""
         if not self.arrays:
-            epochs = np.full(len(score), epoch)
-            self.arrays = {"epoch": epochs, "score": score, "counts": counts} | {f"probe.{n}": v for n, v in probes.items()}
+            self.arrays = {"epoch": np.full(len(score), epoch), "score": score, "counts": counts}
+            self.arrays |= {f"probe.{name}": array for name, array in probes.items()}
             return
         better = score > self.arrays["score"]
         names = list(dict.fromkeys(name.rpartition(".")[0] for name in probes))  # sites, in the order of the bank

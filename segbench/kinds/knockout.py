@@ -22,7 +22,8 @@ from segbench.kinds.base import Job
 from segbench.specs import Spec
 from segbench.types import IGNORE, Measure, Site
 
-CONDITIONS = ("none", "incorrect", "correct", "random")
+BLOCKING = ("incorrect", "correct", "random")
+CONDITIONS = ("none", *BLOCKING)
 
 
 class Params(Spec):
@@ -84,19 +85,18 @@ def run(job: Job) -> Iterator[Measure]:
                     cases.append(case)
                 elif case.n0:
                     left_out[c] += 1
-        at_once = max(1, job.batch_size // len(CONDITIONS))
-        for first in range(0, len(cases), at_once):
-            some = cases[first : first + at_once]
-            copies = encoded.take([case.row for case in some for _ in case.blocked])
+        at_once = max(1, job.batch_size // len(BLOCKING))
+        for some in (cases[first : first + at_once] for first in range(0, len(cases), at_once)):
+            copies = encoded.take([case.row for case in some for _ in BLOCKING])
             blocked = torch.from_numpy(np.concatenate([case.blocked for case in some])).to(job.adapter.device)
-            knocked = bank.patches(job.adapter.decode(copies, sites, blocked, window)).cpu().numpy()  # l conditions*b t
-            for case, at in zip(some, range(0, len(blocked), len(CONDITIONS) - 1), strict=True):
-                conditions = np.concatenate([plain[:, case.row, None], knocked[:, at : at + len(CONDITIONS) - 1]], 1)
-                n = (case.wrong(conditions)).sum(-1).T  # conditions l
-                rows.append(_Row(start + case.row, case.c, case.n0, n))
+            knocked = bank.patches(job.adapter.decode(copies, sites, blocked, window)).cpu().numpy()
+            knocked = knocked.reshape(len(sites), len(some), len(BLOCKING), -1)  # l cases conditions t
+            for index, case in enumerate(some):
+                conditions = np.concatenate([plain[:, case.row, None], knocked[:, index]], 1)
+                rows.append(_Row(start + case.row, case.c, case.n0, case.wrong(conditions).sum(-1).T))
         job.progress(start + len(samples), len(val), "knockout")
     if not rows:
-        raise CellError(f"no val image has {params.least} or more wrongly predicted patches of {params.classes or 'any class'}")
+        raise CellError(f"no val image has {params.least} or more patches wrongly predicted as one of these classes")
 
     patches = {
         "n": np.stack([row.n for row in rows]).astype(np.int32),
@@ -130,11 +130,11 @@ class _Case:
     c: int
     n0: int
     truth: Int[np.ndarray, " t"]
-    blocked: Bool[np.ndarray, "3 t"]  # incorrect, correct, random
+    blocked: Bool[np.ndarray, "3 t"]  # in the order of BLOCKING
 
     @classmethod
     def of(
-        cls, row: int, c: int, predicted: Int[np.ndarray, " t"], truth: Int[np.ndarray, " t"], seed: tuple[int, int, int]
+        cls, row: int, c: int, predicted: Int[np.ndarray, " t"], truth: Int[np.ndarray, " t"], seed: Sequence[int]
     ) -> "_Case":
         """Blocked are the tokens predicted c, those predicted g, and as many random ones as are predicted c."""
         wrong = (predicted == c) & (truth != c) & (truth != IGNORE)

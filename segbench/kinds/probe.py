@@ -10,9 +10,11 @@ from pydantic import Field
 
 from segbench import stats
 from segbench.errors import CellError, SpecError
+from segbench.geometry import coverage
 from segbench.kinds.base import Job
+from segbench.metrics import oracle
 from segbench.specs import DataSpec, Spec
-from segbench.types import IGNORE, Dataset, Measure, Site
+from segbench.types import Dataset, Measure, Site
 
 if TYPE_CHECKING:
     from segbench.features import FeatureSource
@@ -53,8 +55,9 @@ def requires(params: Params) -> tuple[str, ...]:
 def run(job: Job) -> Iterator[Measure]:
     """Train one probe per site on the training split, evaluate after each epoch, yield the numbers of the chosen epoch.
 
-    Arrays: `counts` (int32 [l, n, k, 3]: hit, truth and predicted pixels, at the chosen epoch, the last and the best on
-    val), `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps, original resolution).
+    Arrays: `counts` (int32 [l, n, k, 3]: hit, truth and predicted pixels, at the chosen epoch, the last and the best
+    on val), `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps at original
+    resolution).
     Raises CellError when a probe diverges or when no pixel can be counted.
     """
     from segbench import features, probes
@@ -64,15 +67,12 @@ def run(job: Job) -> Iterator[Measure]:
     sites = _sites(job.adapter.sites(), params.sites)
     read = _Tally(job, len(train) + len(val), "reading")
     sources = [features.source(job.adapter, d, sites, job.batch_size, params.features, read) for d in (train, val)]
+    ceiling = _ceiling(job, val)
+    if not ceiling.seen:
+        raise CellError("no labelled pixel of the val split is seen by the model")
     chosen, last, val_best = _fit(job, sites, sources[0], sources[1])
-    (_, (first, *_)), *_ = sources[1].read([0])
 
     counts = chosen.arrays["counts"]
-    labelled = sum(int((val[index].mask != IGNORE).sum()) for index in range(len(val)))
-    truth_pixels = counts[0, ..., 1].sum(0)  # k
-    seen = int(truth_pixels.sum())
-    if not seen:
-        raise CellError("no labelled pixel of the val split is seen by the model")
     other = {"last": last.arrays["counts"], "val_best": val_best.arrays["counts"]}
     job.cell.save_arrays("counts", {"best": counts, **other})
     job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
@@ -83,16 +83,42 @@ def run(job: Job) -> Iterator[Measure]:
         {
             "sites": [str(site) for site in sites],
             "classes": list(train.classes),
-            "images": [val[index].name for index in range(len(val))],
-            "grid": list(first.grid_map.grid),
+            "images": ceiling.names,
+            "grid": list(ceiling.grid),
             "selection": params.protocol.selection,
             "best_epochs": {str(site): epoch + 1 for site, epoch in best_epochs},
             "train_images": len(train),
         }
     )
-    yield Measure("coverage", 100 * seen / labelled, "%", len(val))
-    yield Measure("classes_present", int((truth_pixels > 0).sum()), "count", len(val))
+    yield Measure("coverage", 100 * ceiling.seen / ceiling.labelled, "%", len(val))
+    yield Measure("classes_present", int((counts[0, ..., 1].sum(0) > 0).sum()), "count", len(val))
+    yield Measure("oracle_miou", float(stats.miou(ceiling.counts)), "%", len(val))
     yield from _measures(sites, counts, other)
+
+
+@dataclass(frozen=True)
+class _Ceiling:
+    """What the geometry alone decides about the val split."""
+
+    names: list[str]
+    grid: tuple[int, int]
+    seen: int  # labelled pixels that the model saw
+    labelled: int
+    counts: Int[np.ndarray, "k 3"]  # of the oracle: the best that patches of this size could do
+
+
+def _ceiling(job: Job, val: Dataset) -> _Ceiling:
+    """One look at every val image, before anything is trained; the model does not run."""
+    names, seen, labelled, grid = [], 0, 0, (0, 0)
+    total = np.zeros((len(val.classes), 3), np.int64)
+    for index in range(len(val)):
+        sample = val[index]
+        (grid_map,) = job.adapter.prepare([sample]).grids
+        covered = coverage(sample.mask, grid_map)
+        names.append(sample.name)
+        seen, labelled, grid = seen + covered.seen, labelled + covered.labelled, grid_map.grid
+        total += oracle.counts(sample.mask, grid_map, len(val.classes))
+    return _Ceiling(names, grid, seen, labelled, total)
 
 
 class _Tally:
@@ -191,13 +217,10 @@ def _measures(
     """mIoU and accuracies per site, with 95 % intervals over images."""
     images = counts.shape[1]
     weights = stats.resamples(images)
-    hit, truth = counts[..., 0], counts[..., 1]
-    recall = np.stack([hit, truth, hit], -1)  # IoU of these counts is hit / truth: the accuracy of a class
-    for metric, one in {"miou": counts, "mean_accuracy": recall} | {f"miou_{name}": c for name, c in other.items()}.items():
-        values, intervals = stats.miou(one.sum(1)), stats.intervals(stats.miou_draws(one, weights))
+    summaries = {"miou": stats.miou, "pixel_accuracy": stats.pixel_accuracy, "mean_accuracy": stats.mean_accuracy}
+    columns = {metric: (summary, counts) for metric, summary in summaries.items()}
+    columns |= {f"miou_{name}": (stats.miou, one) for name, one in other.items()}
+    for metric, (summary, one) in columns.items():
+        values, intervals = summary(one.sum(1)), stats.intervals(stats.draws(summary, one, weights))
         for site, value, interval in zip(sites, values.tolist(), intervals, strict=True):
             yield Measure(metric, value, "%", images, str(site), interval=interval)
-    top, bottom = hit.sum(2).T, truth.sum(2).T  # n l
-    intervals = stats.intervals(100 * stats.ratio_draws(top, bottom, weights))
-    for site, value, interval in zip(sites, (100 * stats.ratio(top, bottom)).tolist(), intervals, strict=True):
-        yield Measure("pixel_accuracy", value, "%", images, str(site), interval=interval)

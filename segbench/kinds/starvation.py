@@ -57,7 +57,7 @@ def run(job: Job) -> Iterator[Measure]:
     stream = features.Streamed(job.adapter, val, [site], job.batch_size)
     for row, (pixels, target) in enumerate(probes.predictions(bank, stream, range(len(val)))):
         if target.grid_map.grid != grid:
-            raise CellError(f"{val[row].name} has a grid of {target.grid_map.grid} patches, others {grid}: no positions")
+            raise CellError(f"{val[row].name} has a grid of {target.grid_map.grid} patches, the first image {grid}")
         patch = patch_index(target.grid_map)
         labelled = target.valid.cpu().numpy() & (patch >= 0)
         right = (pixels[0] == target.labels).cpu().numpy() & labelled

@@ -51,9 +51,7 @@ def test_far_apart_logits_neither_overflow_nor_lose_the_gradient():
     ours, theirs = logits.float().requires_grad_(), logits.clone().requires_grad_()
     truth = torch.from_numpy(mask.astype(np.int64)).expand(2, 12, 12)
     upsampled_cross_entropy(ours, target).sum().backward()
-    F.cross_entropy(
-        full_logits(theirs, (3, 3), (12, 12)), truth, ignore_index=IGNORE, reduction="sum"
-    ).backward()
+    F.cross_entropy(full_logits(theirs, (3, 3), (12, 12)), truth, ignore_index=IGNORE, reduction="sum").backward()
     torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-3)
 
 
