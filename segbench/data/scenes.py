@@ -1,8 +1,8 @@
 """Procedurally drawn scenes: surfaces that look alike indoors and outdoors, and only the things around them tell which.
 
 An image is one to three vertical panels, each an indoor or an outdoor view of its own. The four pairs of surfaces
-(sky/ceiling, grass/rug, road/floor, building/wall) are drawn from the same distributions, so that no patch of them can be
-classified alone; tree, car and water stand outdoors only, lamp, sofa and table indoors only, so that the panel can.
+(sky/ceiling, grass/rug, road/floor, building/wall) are drawn from the same distributions, so that no patch of them can
+be classified alone; tree, car and water stand outdoors only, lamp, sofa and table indoors only, so that the panel can.
 A bit per panel, not per image, makes "which of these things decides this patch" a question of place.
 
 Everything is a function of (seed, index): no files, and the same scene at any resolution.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
 from pydantic import BaseModel, Field
 
@@ -31,6 +31,7 @@ VIEWS: tuple[View, ...] = get_args(View)
 PAIRS = (("sky", "ceiling"), ("grass", "rug"), ("road", "floor"), ("building", "wall"))  # outdoor, indoor
 CUES: dict[View, tuple[str, ...]] = {"outdoor": ("tree", "car", "water"), "indoor": ("lamp", "sofa", "table")}
 NEUTRAL = ("person", "ball")
+LOW = ("water", "table")  # these lie or stand on the ground
 CLASSES = tuple(name for pair in PAIRS for name in pair) + CUES["outdoor"] + CUES["indoor"] + NEUTRAL
 PLACES = ("left", "middle", "right")
 ROWS = tuple(f"r{row}" for row in range(GRID))
@@ -105,26 +106,29 @@ def draw(seed: int, index: int, size: tuple[int, int] = (96, 96)) -> Scene:
     return Scene(np.clip(image, 0, 255).astype(np.uint8), mask, tuple(panels))
 
 
-def cell_counts(mask: UInt8[np.ndarray, "H W"], grid: int = GRID) -> Float[np.ndarray, "h w k"]:
-    """Share of every class in every cell of a grid x grid raster; the sides must be multiples of `grid`."""
+def cell_counts(mask: UInt8[np.ndarray, "H W"], grid: int = GRID) -> UInt16[np.ndarray, "h w k"]:
+    """Pixels of every class in every cell of a grid x grid raster; the sides must be multiples of `grid`."""
     height, width = mask.shape
-    onehot = np.eye(len(CLASSES), dtype=np.float32)[mask]
-    return onehot.reshape(grid, height // grid, grid, width // grid, -1).mean((1, 3))
+    onehot = np.eye(len(CLASSES), dtype=np.uint16)[mask]
+    return onehot.reshape(grid, height // grid, grid, width // grid, -1).sum((1, 3), dtype=np.uint16)
 
 
-def caption(mask: UInt8[np.ndarray, "H W"], random: np.random.Generator, drop: float = 0.4) -> str:
-    """What can be seen in each third of the picture, in random order, every word left out with probability `drop`."""
-    counts = cell_counts(mask)
-    words = []
+def caption(counts: UInt16[np.ndarray, "h w k"], random: np.random.Generator, drop: float = 0.4) -> str:
+    """What can be seen in each third of the picture, in random order, every word left out with probability `drop`.
+
+    Seen is what fills at least one cell's worth of pixels of that third.
+    """
+    cell = counts[0, 0].sum()
+    words: list[str] = []
     for place, third in zip(PLACES, np.split(counts, 3, axis=1), strict=True):
-        seen = np.flatnonzero(third.sum((0, 1)) >= 1.0)  # at least one cell's worth of pixels
+        seen = np.flatnonzero(third.sum((0, 1)) >= cell)
         said = random.permutation(seen[random.random(len(seen)) >= drop])
         words += [place, *(CLASSES[k] for k in said)]
     return " ".join(words)
 
 
 def questions(
-    mask: UInt8[np.ndarray, "H W"],
+    counts: UInt16[np.ndarray, "h w k"],
     random: np.random.Generator,
     positions: int = 24,
     closed: int = 4,
@@ -132,24 +136,24 @@ def questions(
 ) -> list[Question]:
     """First `positions` questions for the class of a cell, then `closed` ones whether a class is there at all.
 
-    Only cells that one class fills by at least 60 % are asked for. A fraction `balanced` of the position questions draws
-    the class first and then a cell of it, so that small things are asked for as often as the sky. Of the closed
-    questions one half asks for a class that is there, the other for one that is not.
+    Only cells that one class fills by at least 60 % are asked for. A fraction `balanced` of the position questions
+    draws the class first and then a cell of it, so that small things are asked for as often as the sky. One half of
+    the closed questions asks for a class that is there (with at least half a cell of pixels), the other for one that
+    is nowhere.
     """
-    counts = cell_counts(mask).reshape(GRID * GRID, -1)
-    label, clear = counts.argmax(1), counts.max(1) >= 0.6
-    cells = np.flatnonzero(clear)
-    asked = [int(cell) for cell in random.choice(cells, positions - round(balanced * positions))]
-    present = np.unique(label[cells])
-    asked += [int(random.choice(cells[label[cells] == k])) for k in random.choice(present, positions - len(asked))]
-    result = [
-        Question("position", f"{ROWS[cell // GRID]} {COLUMNS[cell % GRID]}", CLASSES[label[cell]]) for cell in asked
-    ]
-    there = np.unique(mask[mask < len(CLASSES)])
-    absent = np.setdiff1d(np.arange(len(CLASSES)), there)
+    flat = counts.reshape(GRID * GRID, -1)
+    cell = flat[0].sum()
+    label = flat.argmax(1)
+    clear = np.flatnonzero(flat.max(1) >= 0.6 * cell)
+    asked = [int(i) for i in random.choice(clear, positions - round(balanced * positions))]
+    for k in random.choice(np.unique(label[clear]), positions - len(asked)):
+        asked.append(int(random.choice(clear[label[clear] == k])))
+    result = [Question("position", f"{ROWS[i // GRID]} {COLUMNS[i % GRID]}", CLASSES[label[i]]) for i in asked]
+    total = flat.sum(0, dtype=np.int64)
+    there, absent = np.flatnonzero(2 * total >= cell), np.flatnonzero(total == 0)
     for yes in random.random(closed) < 0.5:
-        k = random.choice(there if yes else absent)
-        result.append(Question("any", f"any {CLASSES[k]}", "yes" if yes else "no"))
+        name = CLASSES[random.choice(there if yes else absent)]
+        result.append(Question("any", f"any {name}", "yes" if yes else "no"))
     return result
 
 
@@ -222,7 +226,7 @@ def _draw_panel(
     for name, above in zip(neutral + cues, high, strict=True):
         radius = random.uniform(6.0, 13.0) if name in NEUTRAL else random.uniform(8.0, 13.0)
         cx = random.uniform(left + 8, right - 8)
-        cy = random.uniform(6, horizon) if above else random.uniform(horizon + 4, 88)
+        cy = random.uniform(6, horizon) if above else random.uniform(floor if name in LOW else horizon + 4, 88)
         tint = random.uniform(-18, 18, 3)
         for where, colour in SHAPES[name](y - cy, x - cx, radius):
             paint(where, np.asarray(colour) + tint, name)

@@ -1,0 +1,118 @@
+"""Do the models answer questions about pictures they have never seen?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.masking_utils import create_causal_mask
+
+from segbench.data.scenes import Question, questions
+from segbench.training import packing, tokens
+from segbench.training.pool import Pool
+
+STREAM = 5  # of random numbers, beside those of training
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fraction of questions answered right, and what chance gives."""
+
+    kind: Literal["position", "any"]
+    accuracy: float
+    chance: float  # best single answer for `any`; the commonest class for `position`
+    questions: int
+    images: int
+
+
+@torch.no_grad()
+def measure(model: LlavaForConditionalGeneration, unseen: Pool, positions: int = 24, closed: int = 8) -> list[Accuracy]:
+    """Accuracy by kind of question, all questions of a picture in one packed sequence."""
+    random = np.random.default_rng([0, STREAM])
+    asked = [questions(counts, random, positions, closed) for counts in unseen.counts]
+    said = [
+        row for i in range(0, len(asked), 20) for row in packed(model, unseen.images[i : i + 20], asked[i : i + 20])
+    ]
+    right = np.array([[q.answer for q in row] for row in asked]) == np.array(said)
+    kinds = np.array([[q.kind for q in row] for row in asked])
+    truth = np.array([[q.answer for q in row] for row in asked])
+    result = []
+    for kind in ("position", "any"):
+        these = kinds == kind
+        _, times = np.unique(truth[these], return_counts=True)
+        chance = round(float(times.max() / times.sum()), 4)
+        result.append(Accuracy(kind, round(float(right[these].mean()), 4), chance, int(these.sum()), len(asked)))
+    return result
+
+
+@torch.no_grad()
+def packed(
+    model: LlavaForConditionalGeneration, images: np.ndarray, asked: Sequence[Sequence[Question]]
+) -> list[list[str]]:
+    """The likeliest answer to every question; the questions of a picture share its tokens and do not see each other."""
+    image = model.config.image_seq_length
+    ids, _, answers = packing.pack(asked, image)
+    places = packing.layout(image, asked[0])
+    logits = model(
+        input_ids=ids,
+        pixel_values=tokens.pixels(images),
+        attention_mask=packing.mask(places, model.config.image_attention).expand(len(ids), -1, -1, -1),
+        position_ids=packing.positions(places).expand(len(ids), -1),
+        use_cache=False,
+    ).logits
+    words = list(tokens.VOCABULARY)
+    best = logits.argmax(-1).gather(1, answers - 1)
+    return [[words[i] for i in row] for row in best.tolist()]
+
+
+@torch.no_grad()
+def generated(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, image: Image.Image, question: str
+) -> str:
+    """The answer of `generate()` to one question through the real processor."""
+    batch = processor(images=image, text=f"<image> {question}", return_tensors="pt")
+    with image_attention(model, model.config.image_attention):
+        ids = model.generate(**batch, max_new_tokens=2, do_sample=False)
+    return processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@contextmanager
+def image_attention(model: LlavaForConditionalGeneration, kind: Literal["causal", "bidirectional"]) -> Iterator[None]:
+    """Let image tokens attend to all image tokens (paper Eq. 2) whenever a prompt is read; decoding stays causal."""
+    if kind == "causal":
+        yield
+        return
+    image = torch.empty(0)
+
+    def remember(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal image
+        image = kwargs["input_ids"] == model.config.image_token_id
+
+    def edit(text: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not image.any():
+            return args, kwargs
+        cache = kwargs.get("past_key_values")
+        kwargs["attention_mask"] = create_causal_mask(
+            config=text.config,
+            inputs_embeds=kwargs["inputs_embeds"],
+            attention_mask=kwargs["attention_mask"],
+            past_key_values=cache,
+            position_ids=None,
+            block_sequence_ids=torch.where(image, 0, -1),
+        )
+        return args, kwargs
+
+    hooks = [
+        model.model.register_forward_pre_hook(remember, with_kwargs=True),
+        model.model.language_model.register_forward_pre_hook(edit, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
