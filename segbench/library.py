@@ -1,0 +1,135 @@
+"""Where model cards and tasks are found: beside the package, and wherever --include points."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from segbench import registry, strict_yaml
+from segbench.errors import SpecError
+from segbench.specs import ModelSpec, TaskSpec, read_model, read_task, together
+from segbench.strict_yaml import Document
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One YAML file that says what it is: a model has the key `adapter`, a task the key `kind`."""
+
+    name: str
+    type: Literal["model", "task"]
+    path: Path
+    document: Document
+
+
+class Library:
+    """The model cards and tasks of the package and of `include`: YAML files, or folders of them.
+
+    A folder is searched itself and in its models/ and tasks/. Nothing is read before it is asked for.
+    """
+
+    def __init__(self, include: Sequence[Path] = ()) -> None:
+        self.include = tuple(include)
+
+    def models(self, pattern: str = "all", overrides: Mapping[str, Any] | None = None) -> tuple[ModelSpec, ...]:
+        """Model cards by `a,b`, `tiny-*` or `all`; SpecError tells all that is wrong with all of them."""
+        chosen = self._choose(pattern, "model", {})
+        calls = [lambda e=entry: read_model(e.document, e.path, overrides) for entry in chosen]
+        return tuple(together(*calls))
+
+    def tasks(self, pattern: str = "all") -> tuple[TaskSpec, ...]:
+        """Tasks by name, group, `probe-*` or `all`, several with commas; SpecError tells all that is wrong."""
+        groups: dict[str, list[str]] = {}
+        for entry in self._entries("task").values():
+            listed = entry.document.value.get("groups")
+            for group in listed if isinstance(listed, list) else ():
+                groups.setdefault(str(group), []).append(entry.name)
+        chosen = self._choose(pattern, "task", groups)
+        return tuple(together(*(lambda e=entry: read_task(e.document, e.path) for entry in chosen)))
+
+    def task(self, name: str) -> TaskSpec:
+        """One task by its exact name."""
+        return self.tasks(name)[0]
+
+    def folders(self, kind: Literal["models", "tasks"]) -> tuple[Path, ...]:
+        """The folders that are searched for models or for tasks."""
+        places = [data_folder() / kind]
+        for folder in (path for path in self.include if path.is_dir()):
+            places += [folder, folder / kind]
+        return tuple(place for place in places if place.is_dir())
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every model and every task, by name."""
+        return (*self._entries("model").values(), *self._entries("task").values())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with files that could not be read at all."""
+        return tuple(str(one) for one in self._found if isinstance(one, SpecError))
+
+    def _entries(self, type: Literal["model", "task"]) -> dict[str, Entry]:
+        named: dict[str, Entry] = {}
+        for entry in (one for one in self._found if isinstance(one, Entry) and one.type == type):
+            if entry.name in named:
+                raise SpecError(
+                    f"{type} {entry.name!r} is in {named[entry.name].path} and in {entry.path}; rename one of them"
+                )
+            named[entry.name] = entry
+        return dict(sorted(named.items()))
+
+    @cached_property
+    def _found(self) -> tuple[Entry | SpecError, ...]:
+        paths = _files(self.folders("models")) | _files(self.folders("tasks"))
+        loose = {path.resolve(): None for path in self.include if not path.is_dir()}
+        found = [_entry(path, named=path in loose) for path in {**paths, **loose}]
+        return tuple(one for one in found if one is not None)
+
+    def _choose(self, pattern: str, type: Literal["model", "task"], groups: Mapping[str, list[str]]) -> list[Entry]:
+        """Entries in the order of the pattern, each once."""
+        entries = self._entries(type)
+        chosen: dict[str, Entry] = {}
+        problems: list[str] = []
+        for word in filter(None, (part.strip() for part in pattern.split(","))):
+            if word == "all":
+                names: Iterable[str] = entries
+            elif word in entries:
+                names = [word]
+            elif word in groups:
+                names = groups[word]
+            else:
+                names = fnmatch.filter(entries, word) if set(word) & set("*?[") else []
+            if not names and word != "all":
+                problems.append(f"no {type} {word!r}{registry.nearest(word, [*entries, *groups])}")
+            chosen |= {name: entries[name] for name in names}
+        if problems or not chosen:
+            problems = problems or [f"no {type} is named; known: {', '.join(entries) or 'none'}"]
+            raise SpecError("\n".join([*problems, *self.problems]))
+        return list(chosen.values())
+
+
+def data_folder() -> Path:
+    """Where the package's own models/ and tasks/ are: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_data"
+    return installed if installed.is_dir() else package.parent
+
+
+def _files(folders: Iterable[Path]) -> dict[Path, None]:
+    """The YAML files of some folders, each once however it is reached."""
+    files = (path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml"))
+    return {path.resolve(): None for path in files if path.is_file()}
+
+
+def _entry(path: Path, named: bool) -> Entry | SpecError | None:
+    """What a file is; None for some other YAML that happens to lie in a searched folder."""
+    try:
+        document = strict_yaml.load(path)
+    except SpecError as error:
+        return error
+    keys = document.value if isinstance(document.value, dict) else {}
+    if ("adapter" in keys) != ("kind" in keys):
+        return Entry(path.stem, "model" if "adapter" in keys else "task", path, document)
+    ours = named or path.parent.name in ("models", "tasks")
+    problem = f"{document.where}: a model has the key 'adapter', a task the key 'kind'; this file has "
+    return SpecError(problem + ("both" if "adapter" in keys else "neither")) if ours else None

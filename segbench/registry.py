@@ -1,0 +1,67 @@
+"""Registries are folders: the file segbench/kinds/probe.py is the kind `probe`, `mypkg.depth` is a module of yours."""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from segbench.errors import SpecError
+
+_PACKAGE = Path(__file__).parent
+_SHARED = {"base", "weights"}  # modules of a registry folder that its entries stand on
+
+
+def names(package: str) -> list[str]:
+    """What is registered in segbench/<package>/: the stems of its files, without what they share."""
+    stems = {path.stem for path in (_PACKAGE / package).glob("*.py")}
+    return sorted(stem for stem in stems - _SHARED if not stem.startswith("_"))
+
+
+def find(package: str, name: str) -> str:
+    """The importable name behind a registered or dotted name, importing no more than parent packages of a dotted one.
+
+    Raises SpecError for a name that is neither, with the nearest registered ones.
+    """
+    if name in names(package):
+        return f"segbench.{package}.{name}"
+    if "." not in name:
+        raise SpecError(f"{name!r} is not in segbench/{package}{nearest(name, names(package))}")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise SpecError(f"{name!r} is no module name; expected one of {_listed(names(package))} or a dotted name")
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is not there
+        found = False
+    except Exception as error:  # a user's package may raise anything while its __init__ is imported
+        raise _broken(name, error) from error
+    if not found:
+        raise SpecError(f"no module {name}; name the folder that holds {name.split('.')[0]}/ with --include")
+    return name
+
+
+def module(package: str, name: str) -> ModuleType:
+    """Import what `find` found; SpecError when a user's module cannot be imported."""
+    path = find(package, name)
+    try:
+        return importlib.import_module(path)
+    except Exception as error:  # as above: any error of foreign code, told by the name the user wrote
+        if path != name:
+            raise  # our own module: a bug, not a mistake in a spec
+        raise _broken(name, error) from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown word: `, did you mean 'epochs'?`, or what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; known: {_listed(known)}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "none"
+
+
+def _broken(name: str, error: Exception) -> SpecError:
+    return SpecError(f"{name} cannot be imported: {type(error).__name__}: {error}")
