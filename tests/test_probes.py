@@ -1,0 +1,146 @@
+"""The bank of probes on features that are made by hand, so that what it must find is known."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segbench import probes
+from segbench.errors import CellError
+from segbench.features import FeatureSource
+from segbench.kernels import Target
+from segbench.types import IGNORE, GridMap, Site
+
+SITES = (Site("encoder"), Site("llm", 1))
+GRID, CLASSES = (3, 4), 3
+SCHEDULE = probes.Schedule(epochs=4, batch=5, lr=0.05, betas=(0.9, 0.999), weight_decay=0.0, power=0.9, seed=0)
+
+
+class Planted(FeatureSource):
+    """Features that hold the class of their patch at the encoder, and noise at llm.1."""
+
+    def __init__(self, images: int = 12, batch_size: int = 3, seed: int = 0, scale: float = 1.0) -> None:
+        random = np.random.default_rng(seed)
+        self.sites, self.batch_size, self.dataset = SITES, batch_size, None
+        labels = random.integers(0, CLASSES, (images, 12))
+        one_hot = np.eye(5)[labels]
+        self._features = {
+            SITES[0]: torch.from_numpy(one_hot * scale + random.normal(0, 0.1, one_hot.shape)).float(),
+            SITES[1]: torch.from_numpy(random.normal(0, 1, (images, 12, 6))).float(),
+        }
+        masks = labels.reshape(images, *GRID).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+        masks[:, 0] = IGNORE
+        self._targets = [Target.of(GridMap.squash(GRID, (12, 16)), mask) for mask in masks]
+
+    def read(self, indices):
+        for start in range(0, len(indices), self.batch_size):
+            chosen = [int(i) for i in indices[start : start + self.batch_size]]
+            yield {site: x[chosen] for site, x in self._features.items()}, [self._targets[i] for i in chosen]
+
+
+def bank(seed=0, **options):
+    return probes.ProbeBank({SITES[0]: 5, SITES[1]: 6}, CLASSES, seed=seed, **options)
+
+
+def train(source, schedule=SCHEDULE, made=None):
+    trainer = probes.Trainer(made or bank(), source, range(12), schedule)
+    for epoch in range(schedule.epochs):
+        trainer.epoch(epoch, lambda images: None)
+    return trainer
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_the_probe_finds_what_is_there_and_nothing_else():
+    source = Planted()
+    trained = train(source, probes.Schedule(30, 5, 0.05, (0.9, 0.999), 0.0, 0.9, 0)).bank
+    counts = probes.count(trained, source, range(12)).sum(1)
+    accuracy = counts[..., 0].sum(1) / counts[..., 1].sum(1)
+    assert accuracy[0] > 0.85
+    assert accuracy[1] < 0.7
+
+
+def test_one_step_is_adamw_on_the_mean_over_the_valid_pixels_of_the_whole_batch():
+    source, made, plain = Planted(images=4, batch_size=1), bank(), bank()
+    schedule = probes.Schedule(1, 4, 0.05, (0.9, 0.999), 0.0, 0.9, 0)
+    probes.Trainer(made, source, range(4), schedule).epoch(0, lambda images: None)
+    ((features, targets),) = Planted(images=4, batch_size=4).read(range(4))
+    optimiser = torch.optim.AdamW(plain.linears.parameters(), lr=0.05, weight_decay=0.0)
+    truth = torch.stack([target.labels.where(target.valid, IGNORE) for target in targets])
+    for site, logits in zip(SITES, plain(features), strict=True):
+        picture = logits.unflatten(1, GRID).permute(0, 3, 1, 2)
+        pixels = F.interpolate(picture, (12, 16), mode="bilinear", align_corners=False)
+        F.cross_entropy(pixels, truth, ignore_index=IGNORE).backward(retain_graph=site == SITES[0])
+    optimiser.step()
+    for ours, theirs in zip(made.linears.parameters(), plain.linears.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 12])
+def test_micro_batches_change_nothing(batch_size):
+    reference, other = train(Planted(batch_size=3)).bank, train(Planted(batch_size=batch_size)).bank
+    for a, b in zip(reference.linears.parameters(), other.linears.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_training_together_is_training_alone():
+    together = train(Planted()).bank.export()
+    alone = Planted()
+    alone.sites = SITES[1:]
+    torch_bank = probes.ProbeBank({SITES[1]: 6}, CLASSES)
+    torch_bank.load_state_dict(
+        {name.replace("1", "0", 1): value for name, value in bank().state_dict().items() if ".1" in name}
+    )
+    single = train(alone, made=torch_bank).bank.export()
+    np.testing.assert_allclose(together["llm.1.weight"], single["llm.1.weight"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_training_ends_in_the_same_bits(stop):
+    whole = train(Planted())
+    first = probes.Trainer(bank(), Planted(), range(12), SCHEDULE)
+    for epoch in range(stop):
+        first.epoch(epoch, lambda images: None)
+    second = probes.Trainer(bank(seed=99), Planted(), range(12), SCHEDULE)
+    second.restore({name: array.copy() for name, array in first.state().items()})
+    for epoch in range(stop, SCHEDULE.epochs):
+        second.epoch(epoch, lambda images: None)
+    assert same(whole.bank.export(), second.bank.export())
+    assert same(whole.state(), second.state())
+
+
+def test_seeds_differ_and_one_seed_does_not():
+    schedule = probes.Schedule(4, 5, 0.05, (0.9, 0.999), 0.0, 0.9, seed=1)
+    assert same(train(Planted()).bank.export(), train(Planted()).bank.export())
+    assert not same(train(Planted()).bank.export(), train(Planted(), schedule, bank(seed=1)).bank.export())
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one_and_fold_into_the_probe():
+    source, made = Planted(scale=50), bank()
+    made.standardise(source, range(12))
+    ((features, _),) = Planted(scale=50, batch_size=12).read(range(12))
+    mean, deviation = made.means[0], made.deviations[0]
+    centred = ((features[SITES[0]] - mean) / deviation).flatten(0, 1)
+    torch.testing.assert_close(centred.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(centred.std(0, unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
+    folded = probes.ProbeBank.load(made.export(), SITES, "cpu")
+    torch.testing.assert_close(folded(features), made(features), rtol=1e-3, atol=1e-3)
+
+
+def test_a_diverging_probe_names_its_site_and_step():
+    source = Planted()
+    source._features[SITES[1]][:, 3] = torch.inf
+    with pytest.raises(CellError, match=r"probe at llm\.1 diverged at step 0"):
+        train(source)
+
+
+def test_best_keeps_each_sites_own_epoch():
+    best = probes.Best()
+    for epoch, score in enumerate(([1.0, 5.0], [2.0, 4.0], [2.0, 5.0])):
+        weights = {f"{site}.weight": np.full((3, 2), epoch) for site in SITES}
+        best.offer(epoch, np.array(score), np.full((2, 4, 3, 3), epoch), weights)
+    assert best.arrays["epoch"].tolist() == [1, 0]
+    assert best.arrays["counts"][:, 0, 0, 0].tolist() == [1, 0]
+    assert [int(best.probes[f"{site}.weight"][0, 0]) for site in SITES] == [1, 0]
