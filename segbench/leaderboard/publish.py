@@ -1,0 +1,31 @@
+"""The leaderboard's files: what a reader opens, a spreadsheet reads, and a script computes with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segbench.leaderboard import table
+from segbench.store import Result, write_whole
+
+LEGEND = """\
+mIoU and its differences are of linear probes on the image tokens: `drop` = adapter - encoder, `recovery` = peak LLM
+layer - adapter. The accuracy gap is patch accuracy minus the baseline's; `left` is the share of the patches wrongly
+predicted at the adapter that still are at the last layer, with attention to some image tokens blocked. In brackets:
+95 % bootstrap intervals over images (1000 resamples, the same for all sites of a model and for both models of a pair;
+the peak is chosen anew in each). They hold for these images and one probe seed.
+"""
+
+
+def publish(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write leaderboard.md, leaderboard.csv and records.csv, each whole or not at all; their paths.
+
+    The same results give the same bytes, in whatever order they come. Runs on a few images are only among the records.
+    """
+    frame = table.build(results)
+    contents = {
+        "leaderboard.md": f"# Leaderboard\n\n{LEGEND}\n{table.markdown(frame)}",
+        "leaderboard.csv": table.csv(frame),
+        "records.csv": table.csv(table.records(results)),
+    }
+    for name, text in contents.items():
+        write_whole(folder / name, text.encode())
+    return [folder / name for name in contents]

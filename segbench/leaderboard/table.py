@@ -1,0 +1,220 @@
+"""One row per model, probe task and seed: what is lost, what is won back, and what attention has to do with it."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pandas as pd
+
+from segbench.errors import CellError
+from segbench.leaderboard import select
+from segbench.leaderboard.drop_recovery import drop_recovery, gain
+from segbench.leaderboard.knockout_summary import persistence
+from segbench.leaderboard.starvation_gap import starvation_gap
+from segbench.stats import Estimate
+from segbench.store import Result
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the leaderboard; `interval` ones are followed by their _low and _high."""
+
+    name: str
+    title: str  # in Markdown, with the unit
+    type: Literal["text", "whole", "number", "interval"]
+    digits: int = 1
+
+
+TABLES: Mapping[str, tuple[Column, ...]] = {
+    "Lost and won back": (
+        Column("encoder", "encoder (mIoU %)", "interval"),
+        Column("adapter", "adapter (mIoU %)", "interval"),
+        Column("drop", "drop (pp)", "interval"),
+        Column("peak", "peak LLM (mIoU %)", "interval"),
+        Column("peak_layer", "peak layer", "interval", 0),
+        Column("recovery", "recovery (pp)", "interval"),
+        Column("delta_enc", "peak - encoder (pp)", "interval"),
+        Column("norm", "final norm (mIoU %)", "interval"),
+    ),
+    "What attention does": (
+        Column("gain", "peak - baseline's peak (pp)", "interval"),
+        Column("starvation_gap", "accuracy gap, patches 0-2 (pp)", "interval"),
+        Column("starvation_early", "accuracy gap, patches 0-49 (pp)", "interval"),
+        Column("knockout_none", "left, none blocked (%)", "interval"),
+        Column("knockout_incorrect", "left, incorrect blocked (%)", "interval"),
+        Column("knockout_correct", "left, correct blocked (%)", "interval"),
+        Column("knockout_random", "left, random blocked (%)", "interval"),
+    ),
+    "What was measured": (
+        Column("data", "data", "text"),
+        Column("images", "images", "whole"),
+        Column("classes", "classes", "whole"),
+        Column("coverage", "coverage (%)", "number"),
+        Column("revision", "revision", "text"),
+        Column("fingerprint", "fingerprint", "text"),
+    ),
+}
+LABELS = (
+    Column("model", "model", "text"),
+    Column("attention", "attention", "text"),
+    Column("task", "task", "text"),
+    Column("seed", "seed", "whole"),
+    Column("limit", "limit", "whole"),
+)
+RECORD = ("model", "revision", "task", "kind", "seed", "limit", "metric", "site", "key")
+RECORD += ("value", "low", "high", "unit", "count", "fingerprint")
+COLUMNS = LABELS + tuple(column for columns in TABLES.values() for column in columns)
+
+_FORMULA = re.compile(r"\s*[=+\-@]")
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def build(results: Sequence[Result], limited: bool = False) -> pd.DataFrame:
+    """The leaderboard: rows by task, then by peak, the highest first. Missing is absent (an empty cell).
+
+    Runs on a few images (`--limit`) are no leaderboard rows: they are left out, and named in `frame.attrs["left_out"]`,
+    unless `limited` asks for them. Numbers are %, differences points, knockout columns % of the initially wrong patches.
+    """
+    probes = select.of_kind(results, "probe")
+    rows = [_row(results, probe) for probe in probes if limited or probe.limit is None]
+    rows.sort(key=lambda row: (row["task"], -row.get("peak", -1.0), row["model"], row["seed"], row["fingerprint"]))
+    frame = pd.DataFrame({name: _typed(name, kind, rows) for name, kind in _flat(COLUMNS)})
+    frame.attrs["left_out"] = [
+        f"{one.model} on {one.task} (limited to {one.limit} images)" for one in probes if one.limit and not limited
+    ]
+    return frame
+
+
+def markdown(frame: pd.DataFrame, intervals: bool = True) -> str:
+    """The leaderboard as Markdown tables, one per question; columns that hold nothing are left out."""
+    from tabulate import tabulate
+
+    parts = []
+    for title, columns in TABLES.items():
+        filled = [column for column in columns if frame[column.name].notna().any()]
+        if not filled:
+            continue
+        shown = [column for column in LABELS if frame[column.name].notna().any()] + filled
+        cells = [[_cell(row, column, intervals) for column in shown] for row in frame.to_dict("records")]
+        align = ["left" if column.type == "text" else "right" for column in shown]
+        table = tabulate(
+            cells,
+            [column.title for column in shown],
+            "github",
+            disable_numparse=True,
+            colalign=align if cells else None,
+        )
+        parts.append(f"### {title}\n\n{table}\n")
+    if not parts:
+        parts.append("No finished probe cell.\n")
+    if frame.attrs.get("left_out"):
+        parts.append("Left out: " + "; ".join(_plain(name) for name in frame.attrs["left_out"]) + ".\n")
+    return "\n".join(parts)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table as CSV: four decimals, empty where missing; text that a spreadsheet would run as a formula is quoted."""
+    safe = frame.copy()
+    for name in safe.columns[[pd.api.types.is_string_dtype(kind) for kind in safe.dtypes]]:
+        safe[name] = safe[name].map(_harmless, na_action="ignore")
+    return safe.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+
+
+def records(results: Iterable[Result]) -> pd.DataFrame:
+    """Every record of every result, one per row; limited runs too, with their limit."""
+    rows = [{"kind": one.kind} | asdict(row) for one in sorted(results, key=select.order) for row in one.records()]
+    kinds = {"seed": "whole", "limit": "whole", "count": "whole", "value": "number", "low": "number", "high": "number"}
+    return pd.DataFrame({name: _typed(name, kinds.get(name, "text"), rows) for name in RECORD})
+
+
+def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
+    anatomy = drop_recovery(probe)
+    single = {measure.metric: measure.value for measure in probe.measures if measure.site is None}
+    row: dict[str, object] = {
+        "model": probe.model,
+        "attention": probe.model_card.get("attention"),
+        "task": probe.task,
+        "seed": probe.seed,
+        "limit": probe.limit,
+        "data": select.data_name(probe),
+        "images": len(probe.about["images"]),
+        "classes": single.get("classes_present"),
+        "coverage": single.get("coverage"),
+        "revision": (probe.revision or "")[:12] or None,
+        "fingerprint": probe.fingerprint[:16],
+    }
+    estimates = {name: anatomy.curve.get(name) for name in ("encoder", "adapter")}
+    estimates |= {name: getattr(anatomy, name) for name in ("drop", "peak", "recovery", "delta_enc")}
+    estimates |= {"norm": anatomy.curve.get("llm.norm")}
+    if anatomy.peak_layer is not None:
+        estimates["peak_layer"] = Estimate(anatomy.peak_layer, anatomy.peak_layers)
+    if knockout := select.reading(results, "knockout", probe):
+        curves = persistence(knockout)
+        estimates |= {f"knockout_{name}": curves.at_last_layer(name) for name in curves.curves}
+    estimates |= _against_baseline(results, probe)
+    for name, estimate in estimates.items():
+        if estimate:
+            row[name] = estimate.value
+            if estimate.interval:
+                row |= {f"{name}_low": estimate.interval.low, f"{name}_high": estimate.interval.high}
+    return row
+
+
+def _against_baseline(results: Sequence[Result], probe: Result) -> dict[str, Estimate | None]:
+    """Differences from the causal twin; nothing where there is none or the two cannot be compared."""
+    found: dict[str, Estimate | None] = {}
+    starvation = select.reading(results, "starvation", probe)
+    try:
+        if twin := select.baseline(results, probe):
+            found["gain"] = gain(probe, twin)
+        if starvation and (twin := select.baseline(results, starvation)):
+            gap = starvation_gap(starvation, twin)
+            found |= {"starvation_gap": gap.first, "starvation_early": gap.early}
+    except CellError as error:
+        log.warning("no difference from the baseline: %s", error)
+    return found
+
+
+def _flat(columns: Iterable[Column]) -> Iterable[tuple[str, str]]:
+    """Names and types of the columns of the frame."""
+    for column in columns:
+        if column.type == "interval":
+            kind = "number" if column.digits else "whole"
+            yield from ((name, kind) for name in (column.name, f"{column.name}_low", f"{column.name}_high"))
+        else:
+            yield column.name, column.type
+
+
+def _typed(name: str, kind: str, rows: Sequence[Mapping[str, object]]) -> pd.Series:
+    types = {"text": "string", "whole": "Int64", "number": "float64"}
+    return pd.Series([row.get(name) for row in rows], dtype=types[kind])
+
+
+def _cell(row: Mapping[str, object], column: Column, intervals: bool) -> str:
+    value = row[column.name]
+    if pd.isna(value):
+        return ""
+    if column.type in ("text", "whole"):
+        return _plain(str(value))
+    low, high = (row.get(f"{column.name}_{end}") for end in ("low", "high"))
+    number = f"{value:.{column.digits}f}"
+    if not intervals or low is None or pd.isna(low):
+        return number
+    return f"{number} [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML take for text: no control or direction characters, nothing that opens a construct."""
+    text = _INVISIBLE.sub(" ", text)
+    for sign, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, name)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+
+
+def _harmless(text: str) -> str:
+    text = _INVISIBLE.sub(" ", text)
+    return f"'{text}" if _FORMULA.match(text) else text
