@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -10,13 +11,17 @@ from types import ModuleType
 from segbench.errors import SpecError
 
 _PACKAGE = Path(__file__).parent
-_SHARED = {"base", "weights"}  # modules of a registry folder that its entries stand on
+_ENTRANCE = {"adapters": "load", "data": "load", "kinds": "run", "plots": "draw"}  # what makes a file an entry
 
 
 def names(package: str) -> list[str]:
-    """What is registered in segbench/<package>/: the stems of its files, without what they share."""
-    stems = {path.stem for path in (_PACKAGE / package).glob("*.py")}
-    return sorted(stem for stem in stems - _SHARED if not stem.startswith("_"))
+    """What is registered in segbench/<package>/: the stems of its files that define the folder's entrance.
+
+    Other files there, `base` and those with a leading underscore are what the entries stand on.
+    """
+    entrance = re.compile(rf"^def {_ENTRANCE[package]}\(", re.MULTILINE)
+    files = [path for path in (_PACKAGE / package).glob("[!_]*.py") if path.stem != "base"]
+    return sorted(path.stem for path in files if entrance.search(path.read_text(encoding="utf-8")))
 
 
 def find(package: str, name: str) -> str:
@@ -50,6 +55,12 @@ def module(package: str, name: str) -> ModuleType:
         if path != name:
             raise  # our own module: a bug, not a mistake in a spec
         raise _broken(name, error) from error
+
+
+def source(package: str, name: str) -> Path | None:
+    """The file behind a user's dotted name, whose contents are part of what was measured; None for our own modules."""
+    found = importlib.util.find_spec(find(package, name)) if name not in names(package) else None
+    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -57,6 +57,8 @@ class Result:
     model_card: dict[str, Any]
     task_spec: dict[str, Any]
     path: Path
+    examples: int | None = None  # how many the kind was asked to keep
+    inputs: dict[str, Any] | None = None  # what the fingerprint is the digest of
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Arrays that the kind saved, checked; StoreError when they are not what was saved."""
