@@ -41,7 +41,7 @@ class Streamed(FeatureSource):
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
-            samples = [self.dataset[int(index)] for index in indices[start : start + self._size]]
+            samples = [self.dataset[int(index)] for index in indices[start : start + self.batch_size]]
             batch = self.adapter.prepare(samples)
             features = self.adapter.read(batch, self.sites)
             pairs = zip(batch.grids, batch.masks, strict=True)

@@ -116,7 +116,7 @@ def run(job: Job) -> Iterator[Measure]:
             "left_out": {val.classes[c]: count for c, count in left_out.items()},
         }
     )
-    for name, c in {"all": None} | {val.classes[c]: c for c in confused}.items():
+    for name, c in [("all", None), *((val.classes[c], c) for c in confused)]:
         keep = patches["n0"] > 0 if c is None else patches["class"] == c
         if keep.any():
             yield from _measures(name, sites, patches["n"][keep], patches["n0"][keep], patches["image"][keep])
