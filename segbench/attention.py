@@ -7,7 +7,7 @@ never copied: hooks hand its own decoder another mask, and leaving the context g
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,11 @@ def image_bidirectional(image: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
 def knocked_out(image: Bool[Tensor, "b s"], blocked: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
     """What Eq. (1) forbids: no image token may attend to a blocked one, itself included; text rows stay as they are."""
     return image[:, :, None] & blocked[:, None, :]
+
+
+def decoder_layers(text: PreTrainedModel) -> nn.ModuleList:
+    """The blocks of a text model, in order."""
+    return cast(nn.ModuleList, text.layers)
 
 
 def require_maskable(text: PreTrainedModel) -> None:
@@ -152,7 +157,7 @@ def knockout(
 
     hooks = []
     try:
-        for number, layer in enumerate(text.layers):
+        for number, layer in enumerate(decoder_layers(text)):
             if window is None or number in window:
                 hooks.append(layer.register_forward_pre_hook(edit, with_kwargs=True))
         yield

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from segbench import registry
-from segbench.attention import bidirectional_images, bidirectional_mask, knockout
+from segbench.attention import bidirectional_images, bidirectional_mask, decoder_layers, knockout
 from segbench.errors import ModelError, SpecError
 from segbench.specs import ModelSpec
 from segbench.types import GridMap, Sample, Site
@@ -32,7 +32,8 @@ class Parts:
     """The module table of a loaded model."""
 
     outer: PreTrainedModel  # merges image features into the token embeddings and calls `text`; has no language head
-    text: PreTrainedModel  # has `layers` and `norm`
+    text: PreTrainedModel  # has `layers`
+    norm: nn.Module  # the final one, after the last layer
     projector: nn.Module
     image_token_id: int
 
@@ -78,7 +79,7 @@ class Adapter(ABC):
 
     def __init__(self, spec: ModelSpec, device: torch.device, parts: Parts) -> None:
         self.spec, self.device, self.parts = spec, device, parts
-        self.depth = len(parts.text.layers)
+        self.depth = len(decoder_layers(parts.text))
         self.selftests = {}
 
     @property
@@ -171,7 +172,7 @@ class Adapter(ABC):
         layers: range | None,
     ) -> None:
         """Replay the text model and leave the image states of the wanted depths in `taken`."""
-        text = self.parts.text
+        text, norm = self.parts.text, self.parts.norm
         rows = torch.arange(len(encoded.image_at), device=self.device)[:, None]
 
         def take(name: int | str, hidden: Float[Tensor, "b s d"]) -> None:
@@ -188,10 +189,10 @@ class Adapter(ABC):
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(_depth(text, deepest))
             for name in wanted - {"norm"}:
-                place = text.norm if name == deepest else text.layers[int(name)]
+                place = norm if name == deepest else decoder_layers(text)[int(name)]
                 stack.callback(place.register_forward_pre_hook(entering(int(name)), with_kwargs=True).remove)
             if "norm" in wanted:
-                hook = text.norm.register_forward_hook(lambda _, args, out: take("norm", out))
+                hook = norm.register_forward_hook(lambda _, args, out: take("norm", out))
                 stack.callback(hook.remove)
             if blocked is not None:
                 stack.enter_context(knockout(text, encoded.image, self._in_sequence(encoded, blocked), layers))
@@ -214,7 +215,7 @@ def load(spec: ModelSpec, device: str) -> Adapter:
 @contextmanager
 def _depth(text: PreTrainedModel, layers: int) -> Iterator[None]:
     """The text model with its first blocks only: exact early exit, without an exception through anybody's hooks."""
-    full = text.layers
+    full = decoder_layers(text)
     text.layers = full[:layers]
     try:
         yield

@@ -45,7 +45,7 @@ class Canvas:
         if not stated.get("do_resize") or set(edges) not in ({"shortest_edge"}, {"height", "width"}):
             raise ModelError(f"{type(processor).__name__} resizes to {edges or 'nothing'}; expected one fixed size")
         keeps = "shortest_edge" in edges
-        target = (edges["shortest_edge"],) * 2 if keeps else (edges["height"], edges["width"])
+        target = (edges["shortest_edge" if keeps else "height"], edges["shortest_edge" if keeps else "width"])
         canvas = (int(stated["crop_size"]["height"]), int(stated["crop_size"]["width"])) if crops else target
         if preprocess == "squash":
             arguments = {"size": {"height": canvas[0], "width": canvas[1]}, "do_center_crop": False, "do_pad": False}

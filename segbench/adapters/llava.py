@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging as transformers_logging
 
@@ -37,7 +37,9 @@ def load(spec: ModelSpec, device: str) -> "Llava":
             "name the adapter of that family in the spec"
         )
     _same_attention(spec, config)
-    adapter = Llava(spec, torch.device(device), _model(spec, folder).to(device), _processor(folder))
+    model = _model(spec, folder)
+    nn.Module.to(model, device)
+    adapter = Llava(spec, torch.device(device), model, _processor(folder))
     adapter.selftests = _selftest.run(adapter)
     return adapter
 
@@ -48,12 +50,11 @@ class Llava(Adapter):
     def __init__(
         self, spec: ModelSpec, device: torch.device, model: LlavaForConditionalGeneration, processor: LlavaProcessor
     ) -> None:
-        outer = model.model
-        super().__init__(
-            spec, device, Parts(outer, outer.language_model, outer.multi_modal_projector, model.config.image_token_id)
-        )
+        outer, number = model.model, model.config.image_token_id
+        text = outer.language_model
+        super().__init__(spec, device, Parts(outer, text, text.norm, outer.multi_modal_projector, number))
         self.model, self.processor = model, processor
-        vision = model.config.vision_config.to_dict()
+        vision = model.config.to_dict()["vision_config"]
         self._vision_width, self._patch = vision["hidden_size"], vision["patch_size"]
         # transformers cuts CLS only: DINOv2's registers stay in front of the patches, as image tokens without a place.
         self._registers = vision.get("num_register_tokens", 0)
@@ -111,7 +112,7 @@ class Llava(Adapter):
             raise ModelError(f"{self.spec.name}: the prompt {prompt!r} must hold {PLACEHOLDER} exactly once")
         text = prompt.replace(PLACEHOLDER, self.processor.image_token)
         resizing = dict(self.canvas.arguments)
-        ids = self.processor(text=[text], images=[image], return_tensors="pt", images_kwargs=resizing)["input_ids"]
+        ids = self.processor(text=[text], images=[image], return_tensors="pt", images_kwargs=resizing)["input_ids"]  # type: ignore[call-arg]
         if not bool((ids == self.parts.image_token_id).any()):
             number = self.parts.image_token_id
             raise ModelError(f"{self.spec.name}: no token of the prompt has the model's image_token_id {number}")
@@ -133,7 +134,7 @@ def _model(spec: ModelSpec, folder: Path) -> LlavaForConditionalGeneration:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.implementation,
@@ -148,6 +149,7 @@ def _model(spec: ModelSpec, folder: Path) -> LlavaForConditionalGeneration:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+    model, report = loaded
     wrong = {
         "missing": sorted(report["missing_keys"]),
         "unexpected": sorted(report["unexpected_keys"]),
