@@ -20,7 +20,6 @@ from segbench import strict_yaml
 from segbench.errors import SegbenchError, SpecError
 
 if TYPE_CHECKING:
-
     from segbench.library import Library
     from segbench.runner import Item, Options, Outcome
     from segbench.store import Result
