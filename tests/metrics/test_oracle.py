@@ -94,3 +94,9 @@ def test_half_a_patch_of_shift_costs_what_a_paper_would_report():
 def test_patches_without_ground_truth_say_nothing():
     mask = np.full((24, 24), 255, np.uint8)
     assert oracle.counts(mask, GridMap.squash((4, 4), (24, 24)), 3).sum() == 0
+
+
+def test_the_smallest_id_wins_a_tie():
+    mask = np.array([[2, 1]], np.uint8)
+    total = oracle.counts(mask, GridMap.squash((1, 1), (1, 2)), 3)
+    np.testing.assert_array_equal(total, [[0, 0, 0], [1, 1, 2], [0, 1, 0]])
