@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import segbench
 from segbench import registry
 from segbench.errors import MissingInput, SegbenchError, SpecError, StoreError
 from segbench.library import Library
@@ -356,7 +357,7 @@ def _told(error: SegbenchError) -> tuple[Status, str]:
 
 def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> dict[str, Any]:
     """When, where and by what a cell was measured: nothing that its numbers depend on."""
-    packages = ("segbench", "torch", "transformers", "numpy", "pillow", "safetensors")
+    packages = ("torch", "transformers", "numpy", "pillow", "safetensors")
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -366,5 +367,5 @@ def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> d
         "cpus": os.cpu_count(),
         "device": str(adapter.device),
         "selftests": dict(adapter.selftests),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: importlib.metadata.version(name) for name in packages} | {"segbench": segbench.__version__},
     }
