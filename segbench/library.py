@@ -48,9 +48,15 @@ class Library:
         chosen = self._choose(pattern, "task", groups)
         return tuple(together(*(lambda e=entry: read_task(e.document, e.path) for entry in chosen)))
 
+    def model(self, name: str) -> ModelSpec:
+        """One model card by its exact name."""
+        entry = self._entry("model", name)
+        return read_model(entry.document, entry.path)
+
     def task(self, name: str) -> TaskSpec:
-        """One task by its exact name."""
-        return self.tasks(name)[0]
+        """One task by its exact name, never a group's."""
+        entry = self._entry("task", name)
+        return read_task(entry.document, entry.path)
 
     def folders(self, kind: Literal["models", "tasks"]) -> tuple[Path, ...]:
         """The folders that are searched for models or for tasks."""
@@ -77,6 +83,12 @@ class Library:
                 )
             named[entry.name] = entry
         return dict(sorted(named.items()))
+
+    def _entry(self, type: Literal["model", "task"], name: str) -> Entry:
+        entries = self._entries(type)
+        if name not in entries:
+            raise SpecError("\n".join([f"no {type} {name!r}{registry.nearest(name, entries)}", *self.problems]))
+        return entries[name]
 
     @cached_property
     def _found(self) -> tuple[Entry | SpecError, ...]:

@@ -12,6 +12,7 @@ from segbench.errors import SpecError
 
 _PACKAGE = Path(__file__).parent
 _ENTRANCE = {"adapters": "load", "data": "load", "kinds": "run", "plots": "draw"}  # what makes a file an entry
+_BESIDE = {"adapters": (), "data": ("Params",), "kinds": ("Params", "requires"), "plots": ()}  # what an entry also has
 
 
 def names(package: str) -> list[str]:
@@ -47,14 +48,17 @@ def find(package: str, name: str) -> str:
 
 
 def module(package: str, name: str) -> ModuleType:
-    """Import what `find` found; SpecError when a user's module cannot be imported."""
+    """Import what `find` found; SpecError when a user's module cannot be imported or lacks a part of its role."""
     path = find(package, name)
     try:
-        return importlib.import_module(path)
+        found = importlib.import_module(path)
     except Exception as error:  # as above: any error of foreign code, told by the name the user wrote
         if path != name:
             raise  # our own module: a bug, not a mistake in a spec
         raise _broken(name, error) from error
+    if lacking := [part for part in (_ENTRANCE[package], *_BESIDE[package]) if part not in vars(found)]:
+        raise SpecError(f"{name} has no {_listed(lacking)}; segbench/{package} shows what such a module consists of")
+    return found
 
 
 def source(package: str, name: str) -> Path | None:

@@ -9,17 +9,17 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import segbench
-from segbench import registry
+from segbench import __version__, registry
 from segbench.errors import MissingInput, SegbenchError, SpecError, StoreError
 from segbench.library import Library
 from segbench.records import digest, readable
 from segbench.specs import DataSpec, ModelSpec, Split, TaskSpec
-from segbench.store import FAILURE, PROVENANCE, Cell, Result, Store
+from segbench.store import CELL, FAILURE, PROVENANCE, Cell, Result, Store
 
 if TYPE_CHECKING:
     from segbench.adapters.base import Adapter
@@ -43,6 +43,15 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why a cell cannot be measured, or was not."""
+
+    status: Status
+    note: str  # the remedy or the reason
+    trace: str | None = None  # of an error that nobody expected
+
+
+@dataclass(frozen=True)
 class Item:
     """One cell that a run is about. Without a fingerprint it cannot be measured, and `problem` says why."""
 
@@ -55,7 +64,7 @@ class Item:
     cell: Cell | None = None
     revision: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)  # what the fingerprint is made of
-    problem: tuple[Status, str] | None = None
+    problem: Problem | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -134,10 +143,17 @@ def kept(item: Item, options: Options) -> Result | None:
     return result if enough else None
 
 
-def latest(results: Iterable[Result]) -> list[Result]:
-    """Of cells that measure the same (model, task, seed, limit) by different fingerprints, the one finished last."""
+def latest(results: Iterable[Result], current: Collection[str] = ()) -> list[Result]:
+    """Of cells that measure the same (model, task, seed, limit) by different fingerprints, the one finished last.
+
+    Those whose fingerprint is `current` go before all others: what was just asked for may be an older cell.
+    """
+
+    def age(one: Result) -> tuple[Any, ...]:
+        return one.fingerprint in current, (one.path / CELL).stat().st_mtime_ns, one.fingerprint
+
     newest: dict[tuple[Any, ...], Result] = {}
-    for result in sorted(results, key=lambda one: ((one.path / "cell.json").stat().st_mtime_ns, one.fingerprint)):
+    for result in sorted(results, key=age):
         newest[result.model, result.task, result.seed, result.limit] = result
     return sorted(newest.values(), key=lambda one: (one.model, one.task, one.seed, one.limit or 0))
 
@@ -154,7 +170,8 @@ class _Run:
     def measure(self, item: Item) -> Outcome:
         """Find or compute one cell."""
         if item.problem or item.cell is None:
-            return Outcome(item, *(item.problem or ("blocked", "")))
+            problem = item.problem or Problem("blocked", "")
+            return Outcome(item, problem.status, problem.note, trace=problem.trace)
         if result := kept(item, self.options):
             return Outcome(item, "done", result=result)
         if absent := [name for name in item.required if (item.model.name, name, item.seed) not in self.results]:
@@ -168,12 +185,11 @@ class _Run:
                 item.cell.reopen()
                 self._compute(item, item.cell)
                 return Outcome(item, "ran", result=item.cell.result())
-        except SegbenchError as error:
-            return Outcome(item, *_told(error))
         except Exception as error:  # the cell boundary: other cells go on, and nothing of this one counts
-            trace = traceback.format_exc()
-            item.cell.note(FAILURE, trace)
-            return Outcome(item, "failed", f"{type(error).__name__}: {error}", trace=trace)
+            problem = _told(error)
+            if problem.trace:
+                item.cell.note(FAILURE, problem.trace)
+            return Outcome(item, problem.status, problem.note, trace=problem.trace)
 
     def _compute(self, item: Item, cell: Cell) -> None:
         from segbench.kinds.base import Job, Required
@@ -211,10 +227,10 @@ class _Run:
         if self._model != model:
             from segbench.adapters import base
 
-            self._adapter = None
+            self._model = self._adapter = None
             gc.collect()  # before the next model needs the memory
-            self._model = model
             self._adapter = _attempt(lambda: base.load(model, device(self.options.device)))
+            self._model = model
         if isinstance(self._adapter, SegbenchError):
             raise self._adapter
         assert self._adapter is not None
@@ -239,9 +255,9 @@ class _Planning:
                 raise weights
             for name, one in required.items():
                 if one.problem:
-                    raise _Blocked(f"needs {name}, which is {one.problem[0]}")
+                    raise _Blocked(f"needs {name}, which is {one.problem.status}")
             manifests, images = self._data(task)
-        except SegbenchError as error:
+        except Exception as error:  # the cell boundary, as above: a data module of the user's may raise anything
             self.items[item.key] = replace(item, problem=_told(error))
             return
         own = {name: registry.source(package, name) for package, name in _named(model, task)}
@@ -287,12 +303,17 @@ class _Blocked(SegbenchError):
 
 
 def device(name: str) -> str:
-    """The device that `auto` stands for here."""
-    if name != "auto":
-        return name
+    """The device that `auto` stands for here; SpecError for one that this machine does not have."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).strip().splitlines()[0]
+        raise SpecError(f"--device: {name!r} cannot be used here ({reason}); auto or cpu can") from error
+    return name
 
 
 def _attempt(call: Any) -> Any:
@@ -349,10 +370,13 @@ def _numerics(name: str) -> dict[str, str]:
     return versions | {"device": device(name).partition(":")[0]}
 
 
-def _told(error: SegbenchError) -> tuple[Status, str]:
+def _told(error: Exception) -> Problem:
     if isinstance(error, _Blocked):
-        return "blocked", str(error)
-    return ("missing" if isinstance(error, MissingInput) else "failed"), str(error)
+        return Problem("blocked", str(error))
+    if isinstance(error, SegbenchError):
+        return Problem("missing" if isinstance(error, MissingInput) else "failed", str(error))
+    trace = "".join(traceback.format_exception(error))
+    return Problem("failed", f"{type(error).__name__}: {error}", trace)
 
 
 def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> dict[str, Any]:

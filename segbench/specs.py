@@ -203,11 +203,13 @@ def read_model(document: Document, path: Path, overrides: Mapping[str, Any] | No
     if not overrides:
         return card
     if "name" in overrides:
-        raise SpecError("--model_args: the name of a model is its file's")
+        raise SpecError("--model-args: the name of a model is its file's")
     told = {key: Path(str(one)).name if key == "weights" else one for key, one in overrides.items()}
     parts = [f"{key}={re.sub('[^A-Za-z0-9._+-]', '-', str(one))}" for key, one in sorted(told.items())]
-    typed = Document(f"--model_args ({path.stem})", dict(overrides), {})
+    typed = Document(f"--model-args ({path.stem})", dict(overrides), {})
     weights = {"weights": Path.cwd() / str(overrides["weights"])} if "weights" in overrides else {}
+    if weights:  # they take the place of whatever the card names
+        keys = {key: value for key, value in keys.items() if key not in ("hub", "revision")}
     replaced = keys | dict(overrides) | weights | {"name": "~".join([card.name, *parts])}
     return _bound(ModelSpec, replaced, typed, {"folder": path.parent})
 
@@ -217,15 +219,17 @@ def read_task(document: Document, path: Path) -> TaskSpec:
     keys = _keys(document, path.stem)
     own = {key: value for key, value in keys.items() if key in TaskHead.model_fields}
     rest = {key: value for key, value in keys.items() if key not in own}
-    try:
-        kind = registry.module("kinds", str(keys.get("kind")))
-    except SpecError as error:
-        raise SpecError(f"{document.at(('kind',))}: kind: {error}") from error
     context = {"folder": path.parent, "beside": tuple(TaskHead.model_fields)}
-    head, params = together(
-        lambda: _bound(TaskHead, own, document, context), lambda: _bound(kind.Params, rest, document, context)
-    )
-    return TaskSpec(**dict(head), params=params, path=path)
+
+    def params() -> BaseModel:
+        try:
+            kind = registry.module("kinds", str(keys.get("kind")))
+        except SpecError as error:
+            raise SpecError(f"{document.at(('kind',))}: kind: {error}") from error
+        return _bound(kind.Params, rest, document, context)
+
+    head, of_kind = together(lambda: _bound(TaskHead, own, document, context), params)
+    return TaskSpec(**dict(head), params=of_kind, path=path)
 
 
 def validate(cls: type[SomeSpec], value: Any, context: Mapping[str, Any]) -> SomeSpec:

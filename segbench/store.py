@@ -233,16 +233,17 @@ def read_result(folder: Path) -> Result:
         document = json.loads(path.read_bytes())
         cell = document["cell"]
         whole = document["sha256"] == digest(cell)
+        place = (folder_name(cell["model"]), folder_name(cell["task"]), cell["fingerprint"][:16])
+        files = {Path(name).name: expected for name, expected in cell["files"].items()}  # never outside the cell
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no finished cell") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, CellError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, CellError) as error:
         raise StoreError(_set_aside(path, f"cannot be read ({type(error).__name__}: {error})")) from error
     if not whole:
         raise StoreError(_set_aside(path, "does not match its own sha256"))
-    place = (folder_name(cell["model"]), folder_name(cell["task"]), cell["fingerprint"][:16])
     if folder.resolve().parts[-3:] != place:
         raise StoreError(_set_aside(path, f"belongs into {'/'.join(place)}"))
-    for name, expected in cell["files"].items():
+    for name, expected in files.items():
         try:
             matches = hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
         except OSError as error:
