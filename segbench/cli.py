@@ -5,21 +5,24 @@ or was stopped, 130 interrupted. Nothing heavy is imported before a command need
 """
 
 import contextlib
+import io
 import json
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import segbench
-from segbench import strict_yaml
-from segbench.errors import SegbenchError, SpecError
+from segbench import registry, strict_yaml
+from segbench.errors import MissingInput, SegbenchError, SpecError
 
 if TYPE_CHECKING:
+    import pandas
+
     from segbench.library import Library
     from segbench.runner import Item, Options, Outcome
     from segbench.store import Result
@@ -54,7 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _normalised},
 )
 board = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(board, name="leaderboard", help="Tables and pictures of what was measured.")
+app.add_typer(board, name="leaderboard", help="Make tables and pictures of what was measured.")
 
 Include = Annotated[
     list[Path] | None,
@@ -115,18 +118,84 @@ def demo(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """The main job on the models and scenes that come with segbench: run, then the leaderboard and its pictures."""
-    run(
-        DEMO_MODELS,
-        "demo",
-        limit,
-        device=device,
-        seed=seed,
-        output=output,
-        figures=figures,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
+    """Run the main job on the reference models, from cells to pictures."""
+    same = {"device": device, "seed": seed, "output": output, "figures": figures, "dry_run": dry_run}
+    run(DEMO_MODELS, "demo", limit, **same, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Literal["models", "tasks", "data"], typer.Argument()],
+    include: Include = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to choose from."""
+    rows = _data_modules() if what == "data" else _entries(_library(include or ()), what)
+    print(_json(rows) if as_json else _columns(rows))
+
+
+@app.command()
+def show(
+    what: Annotated[Literal["model", "task"], typer.Argument()],
+    name: str,
+    include: Include = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a model card or a task, defaults filled in."""
+    library = _library(include or ())
+    spec = library.model(name) if what == "model" else library.task(name)
+    print(_json(spec.resolved()) if as_json else _yaml(spec.resolved()), end="\n" if as_json else "")
+
+
+@board.command()
+def build(output: Output = RUNS, figures: Figures = True, as_json: AsJson = False) -> None:
+    """Write the table and the pictures of everything a folder holds."""
+    from segbench.leaderboard import table
+
+    results = _results(output)
+    if not results:
+        raise MissingInput(f"{output} holds no finished cell; first: segbench run --output {output}")
+    _publish(results, output, figures)
+    frame = table.build(results)
+    print(_json(_rows(frame)) if as_json else table.markdown(frame))
+
+
+@app.command()
+def doctor(include: Include = None, as_json: AsJson = False) -> None:
+    """Look at what is installed and found here."""
+    from segbench.doctor import examine
+
+    findings = examine(_library(include or ()))
+    problems = [one for one in findings if one.problem]
+    if as_json:
+        print(_json([{key: value for key, value in asdict(one).items() if value is not None} for one in findings]))
+    else:
+        print(_columns([{"what": one.what, "found": one.found} for one in findings]))
+    for one in problems:
+        _say(f"problem: {one.what}: {one.problem}")
+    raise typer.Exit(INCOMPLETE if problems else OK)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or a model whose folder has a recipe.yaml")],
+    output: Annotated[Path | None, typer.Option(file_okay=False, help="folder of the new checkpoint")] = None,
+    work: Annotated[Path | None, typer.Option(file_okay=False, help="folder of what several recipes share")] = None,
+    include: Include = None,
+) -> None:
+    """Train a model from its recipe."""
+    path = _recipe(recipe, _library(include or ()))
+    from segbench.store import folder_name
+    from segbench.training import train as fit
+    from segbench.training.recipe import read
+
+    name = read(path).name
+    output = output or RUNS / "trained" / folder_name(name)
+    if any(output.glob("*.safetensors")):
+        raise SpecError(f"--output: {output} holds a checkpoint already; name another folder")
+    with _stopped_by(signal.SIGTERM):
+        print(fit(path, output, _say, work))
+    _say(f"read it with: segbench run --model NAME --model-args weights={output} --tasks demo")
 
 
 def main() -> None:
@@ -187,9 +256,10 @@ def _run(asked: _Asked) -> int:
     if stopped is not None:
         return stopped
     if finished:
-        everything = _publish(asked.output, asked.figures)
+        results = _results(asked.output, finished)
+        _publish(results, asked.output, asked.figures)
         if not asked.as_json:
-            print(_own_rows(everything, finished))
+            print(_own_rows(results, finished))
     return OK if all(outcome.status in FINISHED for outcome in outcomes) else INCOMPLETE
 
 
@@ -200,34 +270,40 @@ def _dry_run(asked: _Asked) -> int:
     rows = []
     for item in _plan(asked):
         if item.problem:
-            rows.append(_row(item, *item.problem))
+            rows.append(_row(item, item.problem.status, item.problem.note))
         elif runner.kept(item, asked.options):
-            rows.append(_row(item, "done", ""))
+            rows.append(_row(item, "done"))
         else:
-            state = item.cell.state() if item.cell else "absent"
-            rows.append(_row(item, "would run", "from its checkpoint" if state == "started" else ""))
+            begun = item.cell is not None and item.cell.state() == "started"
+            rows.append(_row(item, "would run", "goes on from its checkpoint" if begun else ""))
     if asked.as_json:
         print(_json(rows))
     else:
-        shown = [{**row, "images": _counted(row["images"])} for row in rows]
-        print(_columns(shown, ("model", "task", "seed", "status", "images", "note")))
+        print(
+            _columns(
+                [{key: row.get(key, "") for key in ("model", "task", "seed", "status", "cost", "note")} for row in rows]
+            )
+        )
     return OK if all(row["status"] in ("done", "would run") for row in rows) else INCOMPLETE
 
 
-def _row(item: "Item", status: str, note: str) -> dict[str, Any]:
-    """One cell for a table or for JSON; what is not known is left out."""
+def _row(item: "Item", status: str, note: str = "") -> dict[str, Any]:
+    """One cell; what is not known or says nothing is left out."""
+    images = [f"{count} {split} images" for split, count in item.images.items()]
+    reads = [f"what {name} kept" for name in item.required]
     known = {
         "model": item.model.name,
         "task": item.task.name,
         "seed": item.seed,
         "status": status,
+        "cost": ", ".join(images + reads),
         "note": note,
         "images": dict(item.images),
         "needed_by": item.needed_by,
         "fingerprint": item.cell.fingerprint if item.cell else None,
         "path": str(item.cell.path) if item.cell else None,
     }
-    return {key: value for key, value in known.items() if value not in (None, "", {})} | {"images": dict(item.images)}
+    return {key: value for key, value in known.items() if value not in (None, "", {})}
 
 
 def _tell(items: "Sequence[Item]", outcomes: "Sequence[Outcome]", stopped: bool) -> None:
@@ -258,20 +334,23 @@ def _tell(items: "Sequence[Item]", outcomes: "Sequence[Outcome]", stopped: bool)
         _say("stopped; the same command goes on from the last epoch")
 
 
-def _publish(output: Path, figures: bool) -> "list[Result]":
-    """Tables and pictures of everything in the store, and where they are; the results that they show."""
-    from segbench.leaderboard.publish import publish
+def _results(output: Path, finished: "Sequence[Result]" = ()) -> "list[Result]":
+    """One result per cell of the store; of several fingerprints, the one just finished or else the latest."""
     from segbench.runner import latest
     from segbench.store import Store
 
-    results = latest(Store(output).results())
+    return latest(Store(output).results(), {one.fingerprint for one in finished})
+
+
+def _publish(results: "Sequence[Result]", output: Path, figures: bool) -> None:
+    """Write tables and pictures, and tell where they are."""
+    from segbench.leaderboard.publish import publish
+
     _say(f"\nresults:  {output}")
     for path in publish(results, output):
         _say(f"table:    {path}")
-    if figures:
-        for path in _draw(results, output / "figures"):
-            _say(f"picture:  {path}")
-    return results
+    for path in _draw(results, output / "figures") if figures else ():
+        _say(f"picture:  {path}")
 
 
 def _draw(results: "Sequence[Result]", folder: Path) -> list[Path]:
@@ -293,8 +372,48 @@ def _own_rows(results: "Sequence[Result]", finished: "Sequence[Result]") -> str:
     from segbench.leaderboard import table
 
     frame = table.build(results, limited=True)
-    own = frame[frame["fingerprint"].isin([one.fingerprint[:16] for one in finished])]
+    own = frame.loc[frame["fingerprint"].isin([one.fingerprint[:16] for one in finished])]
     return table.markdown(own)
+
+
+def _rows(frame: "pandas.DataFrame") -> list[dict[str, Any]]:
+    """A table's rows; what is missing is left out."""
+    return [
+        {key: value for key, value in row.items() if value is not None}
+        for row in json.loads(frame.to_json(orient="records") or "[]")
+    ]
+
+
+def _entries(library: "Library", what: Literal["models", "tasks"]) -> list[dict[str, Any]]:
+    """Models or tasks by what their files say; whether that is right, `show` tells."""
+    type, keys = ("model", ("adapter", "attention", "baseline")) if what == "models" else ("task", ("kind", "groups"))
+    for problem in library.problems:
+        _say(f"warning: {problem}")
+    return [
+        {"name": one.name, **{key: one.document.value.get(key, "") for key in (*keys, "description")}}
+        for one in library.entries()
+        if one.type == type
+    ]
+
+
+def _data_modules() -> list[dict[str, Any]]:
+    """The data sets, with the keys that a task's `data:` may have for each."""
+    modules = {name: registry.module("data", name) for name in registry.names("data")}
+    return [
+        {"name": name, "keys": list(one.Params.model_fields), "description": (one.__doc__ or "").splitlines()[0]}
+        for name, one in modules.items()
+    ]
+
+
+def _recipe(text: str, library: "Library") -> Path:
+    """The file of a recipe, by its path or by the model that was trained with it."""
+    path = Path(text)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    weights = library.model(text).weights
+    if weights is None or not (weights / "recipe.yaml").is_file():
+        raise MissingInput(f"{text}: there is no recipe.yaml beside its weights; name the file of a recipe instead")
+    return weights / "recipe.yaml"
 
 
 @contextlib.contextmanager
@@ -344,15 +463,23 @@ def _overrides(text: str | None) -> dict[str, Any]:
     return overrides
 
 
-def _counted(images: Mapping[str, int]) -> str:
-    return ", ".join(f"{split} {count}" for split, count in images.items())
-
-
-def _columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Rows as aligned text with a line of headings."""
+def _columns(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as aligned text under the names of their keys; lists with commas."""
     from tabulate import tabulate
 
-    return tabulate([[row.get(name, "") for name in names] for row in rows], names, "plain", disable_numparse=True)
+    shown = [
+        {k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in row.items()} for row in rows
+    ]
+    return tabulate(shown, "keys", "plain", disable_numparse=True)
+
+
+def _yaml(value: Any) -> str:
+    from ruamel.yaml import YAML
+
+    writer, text = YAML(), io.StringIO()
+    writer.width = 10_000  # one line per value
+    writer.dump(value, text)
+    return text.getvalue()
 
 
 def _json(value: Any) -> str:

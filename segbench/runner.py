@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import segbench
-from segbench import __version__, registry
+from segbench import registry
 from segbench.errors import MissingInput, SegbenchError, SpecError, StoreError
 from segbench.library import Library
 from segbench.records import digest, readable

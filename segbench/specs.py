@@ -302,8 +302,8 @@ def _bound(cls: type[SomeSpec], keys: Any, document: Document, context: Mapping[
 def _written(loc: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]:
     """The part of pydantic's path that is in the file; the rest names members of unions, or what is missing."""
     for depth, key in enumerate(loc):
-        inside = isinstance(value, dict) and key in value
-        if not inside and not (isinstance(value, list) and isinstance(key, int) and key < len(value)):
+        item = isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if not item and not (isinstance(value, dict) and key in value):
             return loc[:depth]
         value = value[key]
     return loc
