@@ -4,21 +4,26 @@ Two policies give the same numbers: `stream` runs the model again in every epoch
 image once and holds its features. `auto` holds them when they need at most a quarter of the memory at hand.
 """
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from segbench.adapters.base import Adapter, Features
+from segbench.errors import DataError
 from segbench.kernels import Target
-from segbench.types import Dataset, Site
+from segbench.types import IGNORE, Dataset, Sample, Site
 
 Policy = Literal["auto", "stream", "memory"]
 Progress = Callable[[int], None]  # called with the number of images that were just worked on
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureSource(ABC):
@@ -41,7 +46,7 @@ class Streamed(FeatureSource):
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
-            samples = [self.dataset[int(index)] for index in indices[start : start + self.batch_size]]
+            samples = [checked(self.dataset, int(index)) for index in indices[start : start + self.batch_size]]
             batch = self.adapter.prepare(samples)
             features = self.adapter.read(batch, self.sites)
             pairs = zip(batch.grids, batch.masks, strict=True)
@@ -78,9 +83,23 @@ def source(
 ) -> FeatureSource:
     """The features of a split under a policy; `progress` hears of the reading that `memory` does at once."""
     streamed = Streamed(adapter, dataset, sites, batch_size)
-    if policy == "stream" or (policy == "auto" and _held_bytes(streamed) > _memory_at_hand() / 4):
-        return streamed
-    return Held(streamed, progress)
+    if policy == "auto":
+        needed, there = _held_bytes(streamed), _memory_at_hand(adapter.device)
+        policy = "stream" if needed > there / 4 else "memory"
+        _log.info("features: %s, %.2f GB for %d images, %.2f GB free", policy, needed / 1e9, len(dataset), there / 1e9)
+    return streamed if policy == "stream" else Held(streamed, progress)
+
+
+def checked(dataset: Dataset, index: int) -> Sample:
+    """A sample whose mask fits its image and the classes; DataError, naming it, for one that a data set got wrong."""
+    sample = dataset[index]
+    mask, size = sample.mask, (sample.image.height, sample.image.width)
+    if mask.dtype != np.uint8 or mask.shape != size:
+        raise DataError(f"{sample.name}: the mask is {mask.dtype} {mask.shape}; expected uint8 {size}, as the image")
+    wrong = mask[(mask >= len(dataset.classes)) & (mask != IGNORE)]
+    if wrong.size:
+        raise DataError(f"{sample.name}: the mask holds {wrong[0]}; expected 0..{len(dataset.classes) - 1} or {IGNORE}")
+    return sample
 
 
 def _held_bytes(streamed: Streamed) -> int:
@@ -90,5 +109,8 @@ def _held_bytes(streamed: Streamed) -> int:
     return len(streamed.dataset) * (labels + sum(x.numel() * x.element_size() for x in features.values()))
 
 
-def _memory_at_hand() -> int:
+def _memory_at_hand(device: torch.device) -> int:
+    """Free bytes where the features lie: beside the model."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

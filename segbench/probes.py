@@ -163,8 +163,9 @@ class Trainer:
     def _refuse_divergence(self, loss: Float[Tensor, " l"], logits: Float[Tensor, "l b t k"]) -> None:
         if not loss.isfinite().all():
             row = int((~loss.isfinite()).nonzero()[0])
+            epoch = self.step * self.schedule.epochs // self.steps + 1
             raise CellError(
-                f"the probe at {self.bank.sites[row]} diverged at step {self.step} (largest logit "
+                f"the probe at {self.bank.sites[row]} diverged in epoch {epoch} (step {self.step}, largest logit "
                 f"{logits[row].abs().max().item():.3g}); try a smaller protocol.lr or protocol.norm: standardize"
             )
 

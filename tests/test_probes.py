@@ -129,11 +129,14 @@ def test_standardised_features_have_mean_zero_and_deviation_one_and_fold_into_th
     torch.testing.assert_close(folded(features), made(features), rtol=1e-3, atol=1e-3)
 
 
-def test_a_diverging_probe_names_its_site_and_step():
+def test_a_diverging_probe_names_its_site_and_epoch():
     source = Planted()
     source._features[SITES[1]][:, 3] = torch.inf
-    with pytest.raises(CellError, match=r"probe at llm\.1 diverged at step 0"):
-        train(source)
+    trainer = probes.Trainer(bank(), Planted(), range(12), SCHEDULE)
+    trainer.epoch(0, lambda images: None)
+    trainer.source = source
+    with pytest.raises(CellError, match=r"probe at llm\.1 diverged in epoch 2 \(step 3,"):
+        trainer.epoch(1, lambda images: None)
 
 
 def test_best_keeps_each_sites_own_epoch():

@@ -6,14 +6,27 @@ A kind is a module with `class Params(Spec)`, `requires(params) -> names of task
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from segbench.errors import CellError
+from pydantic import AfterValidator
+
+from segbench.errors import CellError, SpecError
 from segbench.store import Cell, Result
 from segbench.types import Site
 
 if TYPE_CHECKING:
     from segbench.adapters.base import Adapter
+
+
+def _site_name(text: str) -> str:
+    try:
+        Site.parse(text)
+    except SpecError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+SiteName = Annotated[str, AfterValidator(_site_name)]  # of a key in a kind's Params
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def run(job: Job) -> Iterator[Measure]:
     import torch
 
     from segbench import probes
+    from segbench.features import checked
 
     params: Params = job.params
     source = job.required[params.probes]
@@ -72,7 +73,7 @@ def run(job: Job) -> Iterator[Measure]:
     rows: list[_Row] = []
     left_out = dict.fromkeys(confused, 0)
     for start in range(0, len(val), job.batch_size):
-        samples = [val[index] for index in range(start, min(start + job.batch_size, len(val)))]
+        samples = [checked(val, index) for index in range(start, min(start + job.batch_size, len(val)))]
         batch = job.adapter.prepare(samples)
         encoded = job.adapter.encode(batch)
         plain = bank.patches(job.adapter.decode(encoded, sites)).cpu().numpy()  # l b t

@@ -2,23 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
 from segbench import stats
-from segbench.errors import CellError, SpecError
+from segbench.errors import CellError, DataError, SpecError
 from segbench.geometry import coverage
-from segbench.kinds.base import Job
+from segbench.kinds.base import Job, SiteName
 from segbench.metrics import oracle
 from segbench.specs import DataSpec, Spec
+from segbench.store import Cell
 from segbench.types import Dataset, Measure, Site
 
 if TYPE_CHECKING:
     from segbench.features import FeatureSource
-    from segbench.probes import Best, ProbeBank
+    from segbench.probes import Best, ProbeBank, Trainer
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 HOLDOUT = 10  # selection: train_holdout keeps every tenth training image out of the training
 
@@ -29,7 +32,7 @@ class Protocol(Spec):
     epochs: int = Field(default=20, ge=1)
     batch: int = Field(default=64, ge=1, description="images per optimiser step, whatever fits into memory at once")
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     power: float = Field(default=0.9, ge=0, description="of the polynomial decay of lr, taken per step")
     bias: bool = True
@@ -43,7 +46,7 @@ class Params(Spec):
 
     data: DataSpec
     protocol: Protocol = Protocol()
-    sites: tuple[str, ...] | None = Field(default=None, description="all of the model's when left out")
+    sites: tuple[SiteName, ...] | None = Field(default=None, description="all of the model's when left out")
     features: Literal["auto", "stream", "memory"] = "auto"
 
 
@@ -64,16 +67,19 @@ def run(job: Job) -> Iterator[Measure]:
 
     params: Params = job.params
     train, val = params.data.load("train", job.limit), params.data.load("val", job.limit)
+    if train.classes != val.classes:
+        raise DataError(f"{params.data.name}: train has the classes {train.classes}, val {val.classes}")
     sites = _sites(job.adapter.sites(), params.sites)
     read = _Tally(job, len(train) + len(val), "reading")
     sources = [features.source(job.adapter, d, sites, job.batch_size, params.features, read) for d in (train, val)]
     ceiling = _ceiling(job, val)
     if not ceiling.seen:
         raise CellError("no labelled pixel of the val split is seen by the model")
-    chosen, last, val_best = _fit(job, sites, sources[0], sources[1])
+    kept = _fit(job, sites, sources[0], sources[1])
+    chosen, last = kept[params.protocol.selection], kept["last"]
 
     counts = chosen.arrays["counts"]
-    other = {"last": last.arrays["counts"], "val_best": val_best.arrays["counts"]}
+    other = {name: kept[name].arrays["counts"] for name in ("last", "val_best")}
     job.cell.save_arrays("counts", {"best": counts, **other})
     job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
     bank = probes.ProbeBank.load(chosen.probes, sites, job.adapter.device)
@@ -109,10 +115,12 @@ class _Ceiling:
 
 def _ceiling(job: Job, val: Dataset) -> _Ceiling:
     """One look at every val image, before anything is trained; the model does not run."""
+    from segbench.features import checked
+
     names, seen, labelled, grid = [], 0, 0, (0, 0)
     total = np.zeros((len(val.classes), 3), np.int64)
     for index in range(len(val)):
-        sample = val[index]
+        sample = checked(val, index)
         (grid_map,) = job.adapter.prepare([sample]).grids
         covered = coverage(sample.mask, grid_map)
         names.append(sample.name)
@@ -142,14 +150,12 @@ def _sites(known: Sequence[Site], wanted: tuple[str, ...] | None) -> tuple[Site,
     return tuple(site for site in known if site in asked)
 
 
-def _fit(
-    job: Job, sites: tuple[Site, ...], train: "FeatureSource", val: "FeatureSource"
-) -> tuple["Best", "Best", "Best"]:
-    """Train the bank, or go on where a killed run stopped; the chosen epochs, the last one and the best ones on val."""
+def _fit(job: Job, sites: tuple[Site, ...], train: "FeatureSource", val: "FeatureSource") -> "dict[str, Best]":
+    """Train the bank, or go on where a killed run stopped; what each way of choosing an epoch keeps, by its name."""
     from segbench import probes
 
     protocol: Protocol = job.params.protocol
-    everything = np.arange(len(train.dataset))
+    everything, val_images = np.arange(len(train.dataset)), range(len(val.dataset))
     held_out = everything[::HOLDOUT] if protocol.selection == "train_holdout" else everything[:0]
     fitted = np.setdiff1d(everything, held_out)
     if not len(fitted):
@@ -162,23 +168,15 @@ def _fit(
     )
     trainer = probes.Trainer(bank, train, fitted, schedule)
     kept = {"last": probes.Best(), "val_best": probes.Best(), "train_holdout": probes.Best()}
-
-    start = 0
-    if checkpoint := job.cell.load_checkpoint():
-        arrays, facts = checkpoint
-        start = facts["epochs"]
-        trainer.restore(_below(arrays, "trainer"))
-        for name, best in kept.items():
-            best.arrays = _below(arrays, name)
-    elif protocol.norm == "standardize":
+    start = _restored(job.cell, trainer, kept)
+    if start == 0 and protocol.norm == "standardize":
         bank.standardise(train, fitted)
 
-    per_epoch = len(fitted) + len(held_out) + len(val.dataset)
+    per_epoch = len(everything) + len(val_images)
     tally = _Tally(job, protocol.epochs * per_epoch, "training", start * per_epoch)
     for epoch in range(start, protocol.epochs):
         trainer.epoch(epoch, tally)
-        counts = probes.count(bank, val, range(len(val.dataset)))
-        weights = bank.export()
+        counts, weights = probes.count(bank, val, val_images), bank.export()
         score = stats.miou(counts.sum(1))
         kept["last"] = probes.Best()
         kept["last"].offer(epoch, score, counts, weights)
@@ -186,11 +184,28 @@ def _fit(
         if len(held_out):
             deciding = stats.miou(probes.count(bank, train, held_out).sum(1))
             kept["train_holdout"].offer(epoch, deciding, counts, weights)
-        tally(len(held_out) + len(val.dataset))
-        arrays = {f"{name}/{key}": array for name, best in kept.items() for key, array in best.arrays.items()}
-        arrays |= {f"trainer/{key}": array for key, array in trainer.state().items()}
-        job.cell.save_checkpoint(arrays, {"epochs": epoch + 1})
-    return kept[protocol.selection], kept["last"], kept["val_best"]
+        tally(len(held_out) + len(val_images))
+        _keep(job.cell, trainer, kept, epoch + 1)
+    return kept
+
+
+def _keep(cell: Cell, trainer: "Trainer", kept: "dict[str, Best]", epochs: int) -> None:
+    """Checkpoint the training after an epoch."""
+    parts = {"trainer": trainer.state()} | {name: best.arrays for name, best in kept.items()}
+    arrays = {f"{part}/{key}": array for part, named in parts.items() for key, array in named.items()}
+    cell.save_checkpoint(arrays, {"epochs": epochs})
+
+
+def _restored(cell: Cell, trainer: "Trainer", kept: "dict[str, Best]") -> int:
+    """Go back to the checkpoint of a killed run; the number of epochs that are done, 0 without a checkpoint."""
+    checkpoint = cell.load_checkpoint()
+    if checkpoint is None:
+        return 0
+    arrays, facts = checkpoint
+    trainer.restore(_below(arrays, "trainer"))
+    for name, best in kept.items():
+        best.arrays = _below(arrays, name)
+    return facts["epochs"]
 
 
 def _below(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

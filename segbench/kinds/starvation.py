@@ -5,14 +5,15 @@ leaderboard from two models' cells of this kind.
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from segbench import stats
 from segbench.errors import CellError
 from segbench.geometry import patch_index
-from segbench.kinds.base import Job, peak_site
+from segbench.kinds.base import Job, SiteName, peak_site
 from segbench.specs import Spec
 from segbench.types import Measure, Site
 
@@ -21,14 +22,9 @@ class Params(Spec):
     """Keys of a starvation task."""
 
     probes: str = Field(description="the probe task whose probes and val images are used")
-    site: str = Field(default="peak", description="peak (the model's own best LLM layer) or a site such as llm.4")
-
-    @field_validator("site")
-    @classmethod
-    def _is_site(cls, text: str) -> str:
-        if text != "peak":
-            Site.parse(text)
-        return text
+    site: Literal["peak"] | SiteName = Field(
+        default="peak", description="peak (the model's own best LLM layer) or a site such as llm.4"
+    )
 
 
 def requires(params: Params) -> tuple[str, ...]:
