@@ -1,0 +1,87 @@
+"""The numbers of a probe cell, from its own arrays and by torchmetrics."""
+
+import numpy as np
+import pytest
+import tiny_runs
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from segbench import stats
+from segbench.data.scenes import CLASSES
+from segbench.metrics import oracle
+from segbench.types import IGNORE, GridMap
+
+SITES = ["encoder", "adapter", "llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"]
+POLICIES = {
+    policy: tiny_runs.PROBE.replace("lr: 3e-2", "lr: 3e-2, norm: standardize") + f"features: {policy}\n"
+    for policy in ("memory", "stream")
+}
+
+
+def values(result, metric):
+    return {m.site: m.value for m in result.measures if m.metric == metric}
+
+
+def test_counts_probes_and_examples_of_every_site_are_kept(cells):
+    result = cells["probe"]
+    assert result.about["sites"] == SITES
+    assert result.arrays("counts")["best"].shape == (len(SITES), tiny_runs.VAL, len(CLASSES), 3)
+    probes, examples = result.arrays("probes"), result.arrays("examples")
+    for site in SITES:
+        assert probes[f"{site}.weight"].shape == (len(CLASSES), 32 if site == "encoder" else 48)
+        assert examples[f"3.{site}"].shape == tiny_runs.SIZE
+
+
+def test_miou_is_that_of_the_counts(cells):
+    result = cells["probe"]
+    for name, metric in (("best", "miou"), ("last", "miou_last"), ("val_best", "miou_val_best")):
+        expected = stats.miou(result.arrays("counts")[name].sum(1))
+        assert list(values(result, metric).values()) == expected.tolist()
+
+
+def test_miou_is_that_of_torchmetrics_on_the_label_maps(cells):
+    examples = cells["probe"].arrays("examples")
+    for site, ours in values(cells["probe"], "miou").items():
+        theirs = MulticlassJaccardIndex(len(CLASSES), average="macro", ignore_index=IGNORE)
+        for image in range(tiny_runs.VAL):
+            predicted, truth = examples[f"{image}.{site}"], examples[f"{image}.truth"]
+            theirs.update(torch.from_numpy(predicted[None].astype(int)), torch.from_numpy(truth[None].astype(int)))
+        assert ours == pytest.approx(100 * theirs.compute().item(), abs=1e-3)
+
+
+def test_examples_hold_the_scenes_as_they_are(cells, val):
+    examples = cells["probe"].arrays("examples")
+    for image in range(tiny_runs.VAL):
+        np.testing.assert_array_equal(examples[f"{image}.image"], np.asarray(val[image].image))
+        np.testing.assert_array_equal(examples[f"{image}.truth"], val[image].mask)
+
+
+def test_the_ceiling_is_the_oracles_own_and_all_is_seen(cells, val):
+    grid_map = GridMap.squash(tiny_runs.GRID, tiny_runs.SIZE)
+    total = sum(oracle.counts(sample.mask, grid_map, len(CLASSES)) for sample in map(val.__getitem__, range(4)))
+    assert values(cells["probe"], "oracle_miou") == {None: stats.miou(total)}
+    assert values(cells["probe"], "coverage") == {None: 100}
+
+
+def test_the_best_epoch_on_val_is_no_worse_than_the_last(cells):
+    last, best = (values(cells["probe"], f"miou_{name}") for name in ("last", "val_best"))
+    assert all(best[site] >= last[site] for site in SITES)
+    assert values(cells["probe"], "miou") == best
+
+
+def test_the_probes_learn_something(cells):
+    counts = cells["probe"].arrays("counts")["best"].sum(1)
+    commonest = counts[0, :, 1].max() / counts[0, :, 1].sum()
+    assert values(cells["probe"], "pixel_accuracy")["encoder"] > 100 * commonest
+
+
+def test_features_in_memory_and_streamed_give_the_same_numbers(lab, tmp_path):
+    for name, text in POLICIES.items():
+        (lab / f"tasks/probe-{name}.yaml").write_text(text)
+    outcomes = tiny_runs.measure(lab, "probe-memory,probe-stream", tmp_path)
+    memory, stream = (outcomes[f"probe-{name}"].result for name in POLICIES)
+    for name, array in memory.arrays("probes").items():
+        np.testing.assert_allclose(array, stream.arrays("probes")[name], rtol=1e-3, atol=1e-4)
+    for a, b in zip(memory.measures, stream.measures, strict=True):
+        assert (a.metric, a.site) == (b.metric, b.site)
+        assert a.value == pytest.approx(b.value, abs=0.1)
