@@ -31,6 +31,21 @@ class Estimate:
     interval: Interval | None
 
 
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A number and what it is in every resample. A difference of two is taken inside each resample, so it is paired."""
+
+    value: float
+    drawn: Float[np.ndarray, " draws"]
+
+    def __sub__(self, other: "Sampled") -> "Sampled":
+        return Sampled(self.value - other.value, self.drawn - other.drawn)
+
+    def estimate(self) -> Estimate | None:
+        """The number with its interval; None where it does not exist (nothing was counted)."""
+        return Estimate(float(self.value), interval(self.drawn)) if np.isfinite(self.value) else None
+
+
 def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Int32[np.ndarray, "draws n"]:
     """How often each of `n` images is drawn in each resample; rows add up to n. The same n gives the same rows.
 
@@ -130,11 +145,6 @@ def interval(drawn: Float[np.ndarray, " draws"]) -> Interval | None:
 def intervals(drawn: Float[np.ndarray, "draws l"]) -> list[Interval | None]:
     """`interval` of every column."""
     return [interval(column) for column in drawn.T]
-
-
-def estimate(value: float, drawn: Float[np.ndarray, " draws"]) -> Estimate | None:
-    """A number with the interval of its draws; None where the number itself does not exist (nothing was counted)."""
-    return Estimate(float(value), interval(drawn)) if np.isfinite(value) else None
 
 
 def _mean_ratio(top: Float[np.ndarray, "*rest k"], bottom: Float[np.ndarray, "*rest k"]) -> Float[np.ndarray, "*rest"]:

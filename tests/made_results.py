@@ -13,6 +13,7 @@ import numpy as np
 
 from segbench import stats
 from segbench.data import scenes
+from segbench.records import digest
 from segbench.store import Result, Store
 from segbench.types import Measure
 
@@ -57,8 +58,8 @@ def make(
         for kind in kinds:
             name = f"{kind}-{task}"
             arrays, about, measures = _CELLS[kind](model, images, examples, seed, classes)
-            spec: dict[str, Any] = {"name": name, "kind": kind, "groups": ["demo"], "description": ""}
-            spec |= {"data": {"name": "scenes", "seed": 1}} if kind == "probe" else {"probe": f"probe-{task}"}
+            spec = {"name": name, "kind": kind, "groups": ["demo"], "description": ""} | _params(kind, task)
+            inputs = _inputs(model, kind, task, seed, limit)
             header = {
                 "model": model.name,
                 "revision": f"{_seed(model.name):08x}" * 5,
@@ -68,15 +69,26 @@ def make(
                 "limit": limit,
                 "model_card": {"name": model.name, "attention": model.attention, "baseline": model.baseline},
                 "task_spec": spec,
+                "inputs": inputs,
             }
-            fingerprint = f"{_seed(model.name, name, str(seed), str(limit)):08x}" * 8
-            cell = Store(root).cell(model.name, name, fingerprint)
+            cell = Store(root).cell(model.name, name, digest(inputs))
             for array, content in arrays.items():
                 cell.save_arrays(array, content)
             cell.about(about)
             cell.finish(header, measures)
             results.append(cell.result())
     return results
+
+
+def _params(kind: str, task: str) -> dict[str, Any]:
+    return {"data": {"name": "scenes", "seed": 1}} if kind == "probe" else {"probes": f"probe-{task}"}
+
+
+def _inputs(model: Made, kind: str, task: str, seed: int, limit: int | None) -> dict[str, Any]:
+    """What the fingerprint is made of, with the probe cell's own in it where the kind reads probes."""
+    read = {} if kind == "probe" else {f"probe-{task}": digest(_inputs(model, "probe", task, seed, limit))}
+    shared = {"task": {"kind": kind, "params": _params(kind, task)}, "data": {}, "protocol": 1}
+    return shared | {"model": model.name, "requires": read, "seed": seed, "limit": limit}
 
 
 Cell = tuple[Mapping[str, Mapping[str, np.ndarray]], dict[str, Any], list[Measure]]
@@ -110,13 +122,13 @@ def _probe(model: Made, images: int, examples: int, seed: int, classes: Sequence
         "grid": list(GRID),
         "selection": "val_best",
         "best_epochs": dict.fromkeys(SITES, 20),
-        "coverage": 100.0,
         "train_images": 480,
     }
     weights = stats.resamples(images)
     values, drawn = stats.miou(counts.sum(1)), stats.miou_draws(counts, weights)
     measures = [Measure("coverage", 100.0, "%", images)]
     measures += [Measure("classes_present", float(stats.present(counts[0]).sum()), "count", images)]
+    measures += [Measure("oracle_miou", 88.4, "%", images)]
     measures += [
         Measure("miou", float(values[row]), "%", images, site, None, stats.interval(drawn[:, row]))
         for row, site in enumerate(SITES)
@@ -126,15 +138,16 @@ def _probe(model: Made, images: int, examples: int, seed: int, classes: Sequence
 
 def _knockout(model: Made, images: int, examples: int, seed: int, classes: Sequence[str]) -> Cell:
     random = np.random.default_rng(_seed(model.name, "knockout", str(seed)))
-    sites = SITES[1:]
-    image = np.sort(random.integers(0, images, 2 * images)).astype(np.int32)
+    sites = SITES[1:-1]
+    shown = list(classes[: 2 * (len(classes) // 4)])
+    chosen = np.sort(random.permutation(images * len(shown))[: 2 * images])  # no image has a class twice
+    image, confused = (chosen // len(shown)).astype(np.int32), (chosen % len(shown)).astype(np.int32)
     n0 = random.integers(8, 40, 2 * images).astype(np.int32)
     n = np.zeros((2 * images, len(CONDITIONS), len(sites)), np.int32)
     for column, left in enumerate(model.left):
         for row in range(len(sites)):
             share = 1 - (1 - left) * min(1.0, (row / LAYERS) ** 0.6) if row else 1.0
             n[:, column, row] = random.binomial(n0, share) if row else n0
-    shown = list(classes[: 2 * (len(classes) // 4)])
     about = {
         "classes": shown,
         "all_classes": list(classes),
@@ -144,8 +157,8 @@ def _knockout(model: Made, images: int, examples: int, seed: int, classes: Seque
         "least": 8,
         "left_out": dict.fromkeys(shown, 3),
     }
-    patches = {"n": n, "n0": n0, "image": image, "class": random.integers(0, len(shown), 2 * images).astype(np.int32)}
-    value = float((100 * n[:, 0, -2] / n0).mean())
+    patches = {"n": n, "n0": n0, "image": image, "class": confused}
+    value = float((100 * n[:, 0, -1] / n0).mean())
     return {"patches": patches}, about, [Measure("persistence", value, "%", images, "llm.8", "all/none")]
 
 

@@ -27,7 +27,7 @@ def test_accuracies_of_hand_counts() -> None:
 
 def test_miou_of_nothing_does_not_exist() -> None:
     assert np.isnan(stats.miou(np.zeros((4, 3), int)))
-    assert stats.estimate(float(stats.miou(np.zeros((4, 3), int))), np.zeros(0)) is None
+    assert stats.Sampled(float(stats.miou(np.zeros((4, 3), int))), np.zeros(0)).estimate() is None
 
 
 @pytest.mark.parametrize("summary", [stats.miou, stats.pixel_accuracy, stats.mean_accuracy])
@@ -50,7 +50,7 @@ def test_one_image_has_no_interval() -> None:
     draws = stats.miou_draws(counts, stats.resamples(1))
     assert draws.shape == (0, 1)
     assert stats.intervals(draws) == [None]
-    assert stats.estimate(41.0, draws[:, 0]) == stats.Estimate(41.0, None)
+    assert stats.Sampled(41.0, draws[:, 0]).estimate() == stats.Estimate(41.0, None)
 
 
 def test_draws_are_the_miou_of_each_resampled_list_of_images() -> None:
@@ -136,7 +136,8 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     counts[1, :, :, 0] = np.maximum(counts[1, :, :, 0] - 1, 0)
     same = stats.miou_draws(counts, stats.resamples(100))
     other = stats.miou_draws(counts, stats.resamples(100, seed=1))
-    assert np.std(same[:, 1] - same[:, 0]) < 0.25 * np.std(other[:, 1] - same[:, 0])
+    first, second, apart = (stats.Sampled(0.0, drawn) for drawn in (same[:, 0], same[:, 1], other[:, 1]))
+    assert np.std((second - first).drawn) < 0.25 * np.std((apart - first).drawn)
 
 
 def test_draws_do_not_depend_on_the_number_of_threads() -> None:

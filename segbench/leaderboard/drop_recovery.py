@@ -26,6 +26,7 @@ class DropRecovery:
     peak_layers: Interval | None  # of the layers that the resamples choose
     recovery: Estimate | None  # peak - adapter
     delta_enc: Estimate | None  # peak - encoder
+    oracle: float | None  # the ceiling that the patch grid sets
 
 
 def drop_recovery(result: Result) -> DropRecovery:
@@ -48,6 +49,7 @@ def drop_recovery(result: Result) -> DropRecovery:
         peak_layers=layers,
         recovery=_difference(peak, adapter),
         delta_enc=_difference(peak, encoder),
+        oracle=next((one.value for one in result.measures if one.metric == "oracle_miou"), None),
     )
 
 

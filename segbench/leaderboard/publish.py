@@ -1,5 +1,6 @@
 """The leaderboard's files: what a reader opens, a spreadsheet reads, and a script computes with."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,19 +12,24 @@ mIoU and its differences are of linear probes on the image tokens: `drop` = adap
 layer - adapter. The accuracy gap is patch accuracy minus the baseline's; `left` is the share of the patches wrongly
 predicted at the adapter that still are at the last layer, with attention to some image tokens blocked. In brackets:
 95 % bootstrap intervals over images (1000 resamples, the same for all sites of a model and for both models of a pair;
-the peak is chosen anew in each). They hold for these images and one probe seed.
+the peak is chosen anew in each). They hold for these images and one probe seed. The knockouts are in the paper's order
+if fewer patches stay wrong with the incorrect class blocked than with as many random tokens blocked, and more with the
+correct class blocked, each beyond its interval.
 """
 
 
 def publish(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write leaderboard.md, leaderboard.csv and records.csv, each whole or not at all; their paths.
+    """Write leaderboard.md, .csv and .json, seeds.csv and records.csv, each whole or not at all; their paths.
 
     The same results give the same bytes, in whatever order they come. Runs on a few images are only among the records.
+    `seeds.csv` has rows only for models with several probe seeds.
     """
     frame = table.build(results)
     contents = {
         "leaderboard.md": f"# Leaderboard\n\n{LEGEND}\n{table.markdown(frame)}",
         "leaderboard.csv": table.csv(frame),
+        "leaderboard.json": json.dumps(table.rows(frame), indent=1, allow_nan=False) + "\n",
+        "seeds.csv": table.csv(table.spread(frame)),
         "records.csv": table.csv(table.records(results)),
     }
     for name, text in contents.items():

@@ -1,8 +1,11 @@
 """Which results belong together: the cells of one model that read the same probes, and a model with its baseline."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from segbench.store import Result
+
+_SAME = ("protocol", "task", "data", "seed", "limit")  # of a cell's inputs: what two models must share to be compared
 
 
 def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
@@ -22,26 +25,38 @@ def data_name(result: Result) -> str | None:
 
 
 def reading(results: Sequence[Result], kind: str, probe: Result) -> Result | None:
-    """The cell of that kind which reads the probes of `probe`; None where there is none.
+    """The cell of that kind which read the probes of `probe`, these and no others; None where there is none.
 
-    A task says whose probes it reads by naming the probe task in its spec. Several tasks may read the same probes: then
-    the first by name counts.
+    Several tasks may read the same probes: then the first by name counts.
     """
-    found = [
-        one
-        for one in of_kind(results, kind)
-        if (one.model, one.revision, one.seed, one.limit) == (probe.model, probe.revision, probe.seed, probe.limit)
-        and probe.task in one.task_spec.values()
-    ]
+    found = [one for one in of_kind(results, kind) if _reads(one, probe)]
     return found[0] if found else None
 
 
 def baseline(results: Sequence[Result], result: Result) -> Result | None:
-    """The same cell of the causal twin that the model card names; None where it names none or was not run."""
+    """The cell of the causal twin that the model card names, measured in the same way; None where there is none."""
     twin = result.model_card.get("baseline")
     found = [
         one
         for one in of_kind(results, result.kind)
-        if (one.model, one.task, one.seed, one.limit) == (twin, result.task, result.seed, result.limit)
+        if (one.model, one.task) == (twin, result.task)
+        and all(_inputs(one).get(key) == _inputs(result).get(key) for key in _SAME)
     ]
     return found[0] if found else None
+
+
+def starved(results: Sequence[Result], probe: Result) -> tuple[Result, Result] | None:
+    """The starvation cells of a model and of its baseline, each reading its own probes; None unless both are there."""
+    twin, ours = baseline(results, probe), reading(results, "starvation", probe)
+    theirs = baseline(results, ours) if ours else None
+    if ours is None or theirs is None or twin is None or not _reads(theirs, twin):
+        return None
+    return ours, theirs
+
+
+def _reads(result: Result, probe: Result) -> bool:
+    return _inputs(result).get("requires", {}).get(probe.task) == probe.fingerprint
+
+
+def _inputs(result: Result) -> dict[str, Any]:
+    return result.inputs or {}

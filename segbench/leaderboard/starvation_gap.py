@@ -1,4 +1,4 @@
-"""Which patches lack context under causal attention? A model's patch accuracy minus its baseline's (Fig. 7, Table 3)."""
+"""Which patches lack context under causal attention? Patch accuracy minus the baseline's (Fig. 7, Table 3)."""
 
 from dataclasses import dataclass
 

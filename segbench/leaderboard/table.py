@@ -48,12 +48,16 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("knockout_incorrect", "left, incorrect blocked (%)", "interval"),
         Column("knockout_correct", "left, correct blocked (%)", "interval"),
         Column("knockout_random", "left, random blocked (%)", "interval"),
+        Column("effect_incorrect", "incorrect - random (pp)", "interval"),
+        Column("effect_correct", "correct - random (pp)", "interval"),
+        Column("knockout_order", "order of the knockouts", "text"),
     ),
     "What was measured": (
         Column("data", "data", "text"),
         Column("images", "images", "whole"),
         Column("classes", "classes", "whole"),
         Column("coverage", "coverage (%)", "number"),
+        Column("oracle", "oracle (mIoU %)", "number"),
         Column("revision", "revision", "text"),
         Column("fingerprint", "fingerprint", "text"),
     ),
@@ -67,6 +71,8 @@ LABELS = (
 )
 RECORD = ("model", "revision", "task", "kind", "seed", "limit", "metric", "site", "key")
 RECORD += ("value", "low", "high", "unit", "count", "fingerprint")
+SPREAD = {"model": "text", "attention": "text", "task": "text", "revision": "text", "limit": "whole", "column": "text"}
+SPREAD |= {"seeds": "whole", "mean": "number", "lowest": "number", "highest": "number"}
 COLUMNS = LABELS + tuple(column for columns in TABLES.values() for column in columns)
 
 _FORMULA = re.compile(r"\s*[=+\-@]")
@@ -77,7 +83,7 @@ def build(results: Sequence[Result], limited: bool = False) -> pd.DataFrame:
     """The leaderboard: rows by task, then by peak, the highest first. Missing is absent (an empty cell).
 
     Runs on a few images (`--limit`) are no leaderboard rows: they are left out, and named in `frame.attrs["left_out"]`,
-    unless `limited` asks for them. Numbers are %, differences points, knockout columns % of the initially wrong patches.
+    unless `limited` asks for them. Numbers are %, differences points, knockouts % of the initially wrong patches.
     """
     probes = select.of_kind(results, "probe")
     rows = [_row(results, probe) for probe in probes if limited or probe.limit is None]
@@ -89,26 +95,42 @@ def build(results: Sequence[Result], limited: bool = False) -> pd.DataFrame:
     return frame
 
 
+def spread(frame: pd.DataFrame) -> pd.DataFrame:
+    """What several probe seeds say: one row per model, task and number, with its mean, lowest and highest over seeds.
+
+    This is the spread of the probes' training, apart from the intervals over images. One seed has none.
+    """
+    same = ["task", "model", "attention", "revision", "limit"]
+    found = []
+    for names, seeds in frame.groupby(same, sort=False, dropna=False):
+        for column in COLUMNS:
+            values = seeds[column.name].dropna()
+            if column.type == "interval" and len(values) > 1:
+                numbers = {"mean": values.mean(), "lowest": values.min(), "highest": values.max()}
+                found.append(
+                    dict(zip(same, names, strict=True)) | {"column": column.name, "seeds": len(values)} | numbers
+                )
+    return pd.DataFrame({name: _typed(name, kind, found) for name, kind in SPREAD.items()})
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """The rows of a table as JSON holds them: four decimals, what is missing left out."""
+    return [
+        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items() if pd.notna(value)}
+        for row in frame.astype(object).to_dict("records")
+    ]
+
+
 def markdown(frame: pd.DataFrame, intervals: bool = True) -> str:
     """The leaderboard as Markdown tables, one per question; columns that hold nothing are left out."""
-    from tabulate import tabulate
-
     parts = []
     for title, columns in TABLES.items():
         filled = [column for column in columns if frame[column.name].notna().any()]
-        if not filled:
-            continue
-        shown = [column for column in LABELS if frame[column.name].notna().any()] + filled
-        cells = [[_cell(row, column, intervals) for column in shown] for row in frame.to_dict("records")]
-        align = ["left" if column.type == "text" else "right" for column in shown]
-        table = tabulate(
-            cells,
-            [column.title for column in shown],
-            "github",
-            disable_numparse=True,
-            colalign=align if cells else None,
-        )
-        parts.append(f"### {title}\n\n{table}\n")
+        if filled:
+            shown = [column for column in LABELS if frame[column.name].notna().any()] + filled
+            parts.append(f"### {title}\n\n{_table(frame, shown, intervals)}\n")
+    for task, over in spread(frame).groupby("task", sort=False):
+        parts.append(f"### Over probe seeds: {_plain(str(task))}\n\n{_over_seeds(over)}\n")
     if not parts:
         parts.append("No finished probe cell.\n")
     if frame.attrs.get("left_out"):
@@ -131,6 +153,32 @@ def records(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame({name: _typed(name, kinds.get(name, "text"), rows) for name in RECORD})
 
 
+def _table(frame: pd.DataFrame, columns: Sequence[Column], intervals: bool) -> str:
+    from tabulate import tabulate
+
+    return tabulate(
+        [[_cell(row, column, intervals) for column in columns] for row in frame.to_dict("records")],
+        [column.title for column in columns],
+        "github",
+        disable_numparse=True,
+        colalign=["left" if column.type == "text" else "right" for column in columns],
+    )
+
+
+def _over_seeds(over: pd.DataFrame) -> str:
+    """Numbers down, models across: the mean, and from the lowest seed to the highest."""
+    from tabulate import tabulate
+
+    cells: dict[str, dict[str, str]] = {column.name: {"": column.title} for column in COLUMNS}
+    for (model, revision, limit), rows in over.groupby(["model", "revision", "limit"], sort=False, dropna=False):
+        names = [str(name) for name in (model, revision, limit) if pd.notna(name)]
+        head = f"{_plain(' '.join(names))}, {rows['seeds'].max()} seeds"
+        for row in rows.to_dict("records"):
+            cells[row["column"]][head] = f"{row['mean']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
+    shown = [row for row in cells.values() if len(row) > 1]
+    return tabulate(shown, "keys", "github", disable_numparse=True)
+
+
 def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
     anatomy = drop_recovery(probe)
     single = {measure.metric: measure.value for measure in probe.measures if measure.site is None}
@@ -144,6 +192,7 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
         "images": len(probe.about["images"]),
         "classes": single.get("classes_present"),
         "coverage": single.get("coverage"),
+        "oracle": anatomy.oracle,
         "revision": (probe.revision or "")[:12] or None,
         "fingerprint": probe.fingerprint[:16],
     }
@@ -155,6 +204,8 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
     if knockout := select.reading(results, "knockout", probe):
         curves = persistence(knockout)
         estimates |= {f"knockout_{name}": curves.at_last_layer(name) for name in curves.curves}
+        estimates |= {f"effect_{name}": effect for name, effect in curves.effects.items()}
+        row["knockout_order"] = curves.verdict()
     estimates |= _against_baseline(results, probe)
     for name, estimate in estimates.items():
         if estimate:
@@ -167,12 +218,11 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
 def _against_baseline(results: Sequence[Result], probe: Result) -> dict[str, Estimate | None]:
     """Differences from the causal twin; nothing where there is none or the two cannot be compared."""
     found: dict[str, Estimate | None] = {}
-    starvation = select.reading(results, "starvation", probe)
     try:
         if twin := select.baseline(results, probe):
             found["gain"] = gain(probe, twin)
-        if starvation and (twin := select.baseline(results, starvation)):
-            gap = starvation_gap(starvation, twin)
+        if pair := select.starved(results, probe):
+            gap = starvation_gap(*pair)
             found |= {"starvation_gap": gap.first, "starvation_early": gap.early}
     except CellError as error:
         log.warning("no difference from the baseline: %s", error)
