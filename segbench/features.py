@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from segbench.adapters.base import Adapter, Features
@@ -21,6 +21,7 @@ from segbench.kernels import Target
 from segbench.types import IGNORE, Dataset, Sample, Site
 
 Policy = Literal["auto", "stream", "memory"]
+Indices = Sequence[int] | Int[np.ndarray, " n"]
 Progress = Callable[[int], None]  # called with the number of images that were just worked on
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class FeatureSource(ABC):
     batch_size: int  # images per forward pass and per micro-batch; no number depends on it
 
     @abstractmethod
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+    def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         """The images in this order, in micro-batches of b >= 1 images; features are [b, t, d] per site."""
 
 
@@ -44,7 +45,7 @@ class Streamed(FeatureSource):
     def __init__(self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int) -> None:
         self.adapter, self.dataset, self.sites, self.batch_size = adapter, dataset, tuple(sites), batch_size
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+    def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
             samples = [checked(self.dataset, int(index)) for index in indices[start : start + self.batch_size]]
             batch = self.adapter.prepare(samples)
@@ -66,7 +67,7 @@ class Held(FeatureSource):
                 self._targets.append(target)
             progress(len(targets))
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[Features, list[Target]]]:
+    def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
             chosen = [int(index) for index in indices[start : start + self.batch_size]]
             stacked = {site: torch.stack([self._features[i][site] for i in chosen]) for site in self.sites}

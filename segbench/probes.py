@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segbench.adapters.base import Features
 from segbench.errors import CellError
-from segbench.features import FeatureSource
+from segbench.features import FeatureSource, Indices
 from segbench.kernels import Target, upsampled_argmax, upsampled_counts, upsampled_cross_entropy
 from segbench.types import Site
 
@@ -63,15 +63,17 @@ class ProbeBank(nn.Module):
         return self(features).argmax(-1)
 
     @torch.no_grad()
-    def standardise(self, source: FeatureSource, indices: Sequence[int]) -> None:
+    def standardise(self, source: FeatureSource, indices: Indices) -> None:
         """Take mean and deviation of every channel over the image tokens of these images."""
-        count, sums, squares = 0, [0.0] * len(self.sites), [0.0] * len(self.sites)
+        count = 0
+        sums = [torch.zeros_like(mean, dtype=torch.float64) for mean in self.means]
+        squares = [torch.zeros_like(one) for one in sums]
         for features, _ in source.read(indices):
             count += features[self.sites[0]].shape[:2].numel()
             for row, site in enumerate(self.sites):
                 tokens = features[site].double().flatten(0, 1)
-                sums[row] = sums[row] + tokens.sum(0)
-                squares[row] = squares[row] + tokens.square().sum(0)
+                sums[row] += tokens.sum(0)
+                squares[row] += tokens.square().sum(0)
         for row in range(len(self.sites)):
             mean = sums[row] / count
             self.means[row].copy_(mean)
@@ -104,7 +106,7 @@ class ProbeBank(nn.Module):
 class Trainer:
     """Trains a bank epoch by epoch; its state goes to a checkpoint and back without a trace in the result."""
 
-    def __init__(self, bank: ProbeBank, source: FeatureSource, indices: Sequence[int], schedule: Schedule) -> None:
+    def __init__(self, bank: ProbeBank, source: FeatureSource, indices: Indices, schedule: Schedule) -> None:
         self.bank, self.source, self.schedule = bank, source, schedule
         self.indices = np.asarray(indices)
         self.steps = schedule.epochs * -(-len(self.indices) // schedule.batch)
@@ -153,6 +155,7 @@ class Trainer:
             pixels += sum(target.pixels for target in targets)
         if pixels:  # images without one labelled pixel teach nothing
             for parameter in self.bank.linears.parameters():
+                assert parameter.grad is not None
                 parameter.grad /= pixels
             share = (1 - self.step / self.steps) ** self.schedule.power
             for group in self.optimiser.param_groups:
@@ -201,7 +204,7 @@ class Best:
 
 @torch.no_grad()
 def predictions(
-    bank: ProbeBank, source: FeatureSource, indices: Sequence[int]
+    bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[UInt8[Tensor, "l H W"], Target]]:
     """Predicted class of every pixel at original resolution, for each site and image in turn."""
     for features, targets in source.read(indices):
@@ -210,7 +213,7 @@ def predictions(
             yield upsampled_argmax(logits[:, row], target), target
 
 
-def count(bank: ProbeBank, source: FeatureSource, indices: Sequence[int]) -> Int[np.ndarray, "l n k 3"]:
+def count(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Int[np.ndarray, "l n k 3"]:
     """Pixels as (hit, truth, predicted) per site, image and class."""
     rows = [upsampled_counts(pixels, target, bank.classes) for pixels, target in predictions(bank, source, indices)]
     return torch.stack(rows, 1).cpu().numpy().astype(np.int32)
