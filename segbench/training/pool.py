@@ -1,7 +1,7 @@
 """The pictures that training sees: drawn once, kept as arrays, read through a memory map."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,15 +46,23 @@ def _draw(images: Path, counts: Path, numbers: range, size: int, threads: int, p
     }
     unfinished = {path: path.with_suffix(f".{os.getpid()}.part") for path in shapes}
     arrays = [np.lib.format.open_memmap(unfinished[p], "w+", dtype, shape) for p, (shape, dtype) in shapes.items()]
-    with get_context("spawn").Pool(threads) as workers:
-        drawn = workers.imap(_one, ((number, size) for number in numbers), chunksize=64)
-        for i, (image, count) in enumerate(drawn):
-            arrays[0][i], arrays[1][i] = image, count
-            if (i + 1) % 4000 == 0:
-                progress(f"scenes: {i + 1} of {len(numbers)} drawn")
+    for i, (image, count) in enumerate(_drawn(numbers, size, threads)):
+        arrays[0][i], arrays[1][i] = image, count
+        if (i + 1) % 4000 == 0:
+            progress(f"scenes: {i + 1} of {len(numbers)} drawn")
     for path, array in zip(shapes, arrays, strict=True):
         array.flush()
         os.replace(unfinished[path], path)
+
+
+def _drawn(numbers: range, size: int, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pictures and cell counts in the order of their numbers, drawn by as many processes."""
+    tasks = ((number, size) for number in numbers)
+    if threads == 1:  # a process of its own would import torch before it draws
+        yield from map(_one, tasks)
+        return
+    with get_context("spawn").Pool(threads) as workers:
+        yield from workers.imap(_one, tasks, chunksize=64)
 
 
 def _one(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
