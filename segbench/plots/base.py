@@ -114,23 +114,18 @@ def canvas(height: float, width: float = WIDTH) -> Iterator["Figure"]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        yield Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg, whole or not at all; the same figure gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # placed once for both files: `savefig` would place and draw twice for each
-    png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-    contents = {folder / f"{name}.png": png.getvalue(), folder / f"{name}.svg": svg.getvalue()}
-    for path, content in contents.items():
-        write_whole(path, content)
-    return list(contents)
+    paths = []
+    for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=form, dpi=DPI, metadata=metadata)
+        write_whole(folder / f"{name}.{form}", content.getvalue())
+        paths.append(folder / f"{name}.{form}")
+    return paths
 
 
 def legend(figure: "Figure | SubFigure", *rows: dict[str, "Artist"], columns: int = 3, title: str = "") -> None:
