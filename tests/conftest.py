@@ -1,0 +1,30 @@
+"""What the tests share: no network, one thread each, and one finished run of a tiny lab."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist's workers are processes; more threads only get in their way
+
+import pytest
+import tiny_runs
+from command import segbench, tiny_run
+
+TASKS = {
+    "probe": tiny_runs.PROBE.replace("epochs: 4", "epochs: 2"),
+    "starvation": "kind: starvation\nprobes: probe\n",
+    "absent": "kind: probe\ndata: {name: folder, path: ./no-such-folder}\n",
+    "absent-starvation": "kind: starvation\nprobes: absent\n",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_lab(tmp_path_factory):
+    """A folder for --include: the model `tiny`, tasks that can run and tasks whose data is not there."""
+    return tiny_runs.lab(tmp_path_factory.mktemp("spine") / "lab", TASKS)
+
+
+@pytest.fixture(scope="session")
+def first_run(tiny_lab, tmp_path_factory):
+    """Folder of a run of everything in the lab, and what the command said."""
+    output = tmp_path_factory.mktemp("spine") / "out"
+    return output, segbench("run", *tiny_run(tiny_lab, output), "--tasks", "probe,starvation")
