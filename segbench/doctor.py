@@ -76,6 +76,7 @@ def _model(entry: Entry) -> tuple[str, str | None]:
         spec = read_model(entry.document, entry.path)
         if spec.weights is None and spec.hub is None:
             return f"adapter {spec.adapter}, no weights of its own", None
+        weights.inspect(weights.folder(spec))
         return f"weights {weights.weights_identity(spec)[:12]}", None
     except MissingInput as error:
         return f"not here: {error}", None if entry.document.value.get("hub") else str(error)

@@ -305,7 +305,7 @@ def _written(loc: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]:
         item = isinstance(value, list) and isinstance(key, int) and key < len(value)
         if not item and not (isinstance(value, dict) and key in value):
             return loc[:depth]
-        value = value[key]
+        value = value[key]  # pyright: ignore  # a list has a number here, a mapping a name
     return loc
 
 
