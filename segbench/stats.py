@@ -80,7 +80,7 @@ def mean_accuracy(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*
 
 def present(counts: Int[np.ndarray, "*images k 3"]) -> Bool[np.ndarray, " k"]:
     """Which classes have a non-empty union, by label or by prediction: those that a mean IoU averages over."""
-    return counts.reshape(-1, *counts.shape[-2:]).any((0, 2))
+    return np.asarray(counts.reshape(-1, *counts.shape[-2:]).any((0, 2)))
 
 
 def draws(

@@ -56,28 +56,42 @@ def make(
     results = []
     for model in models:
         for kind in kinds:
-            name = f"{kind}-{task}"
             arrays, about, measures = _CELLS[kind](model, images, examples, seed, classes)
-            spec = {"name": name, "kind": kind, "groups": ["demo"], "description": ""} | _params(kind, task)
-            inputs = _inputs(model, kind, task, seed, limit)
-            header = {
-                "model": model.name,
-                "revision": f"{_seed(model.name):08x}" * 5,
-                "task": name,
-                "kind": kind,
-                "seed": seed,
-                "limit": limit,
-                "model_card": {"name": model.name, "attention": model.attention, "baseline": model.baseline},
-                "task_spec": spec,
-                "inputs": inputs,
-            }
-            cell = Store(root).cell(model.name, name, digest(inputs))
-            for array, content in arrays.items():
-                cell.save_arrays(array, content)
-            cell.about(about)
-            cell.finish(header, measures)
-            results.append(cell.result())
+            results.append(keep(root, model, kind, arrays, about, measures, task, seed, limit))
     return results
+
+
+def keep(
+    root: Path,
+    model: Made,
+    kind: str,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    about: dict[str, Any],
+    measures: Sequence[Measure] = (),
+    task: str = "scenes",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Result:
+    """One finished cell of given arrays, read back from the store."""
+    inputs = _inputs(model, kind, task, seed, limit)
+    name = f"{kind}-{task}"
+    header = {
+        "model": model.name,
+        "revision": f"{_seed(model.name):08x}" * 5,
+        "task": name,
+        "kind": kind,
+        "seed": seed,
+        "limit": limit,
+        "model_card": {"name": model.name, "attention": model.attention, "baseline": model.baseline},
+        "task_spec": {"name": name, "kind": kind, "groups": ["demo"], "description": ""} | _params(kind, task),
+        "inputs": inputs,
+    }
+    cell = Store(root).cell(model.name, name, digest(inputs))
+    for array, content in arrays.items():
+        cell.save_arrays(array, content)
+    cell.about(about)
+    cell.finish(header, measures)
+    return cell.result()
 
 
 def _params(kind: str, task: str) -> dict[str, Any]:

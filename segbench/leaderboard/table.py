@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -75,6 +75,7 @@ SPREAD = {"model": "text", "attention": "text", "task": "text", "revision": "tex
 SPREAD |= {"seeds": "whole", "mean": "number", "lowest": "number", "highest": "number"}
 COLUMNS = LABELS + tuple(column for columns in TABLES.values() for column in columns)
 
+_SAME = ("task", "model", "attention", "revision", "limit")  # of rows that differ by their seed
 _FORMULA = re.compile(r"\s*[=+\-@]")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
@@ -100,23 +101,24 @@ def spread(frame: pd.DataFrame) -> pd.DataFrame:
 
     This is the spread of the probes' training, apart from the intervals over images. One seed has none.
     """
-    same = ["task", "model", "attention", "revision", "limit"]
+    seeds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows(frame):
+        seeds.setdefault(tuple(row.get(name) for name in _SAME), []).append(row)
     found = []
-    for names, seeds in frame.groupby(same, sort=False, dropna=False):
-        for column in COLUMNS:
-            values = seeds[column.name].dropna()
-            if column.type == "interval" and len(values) > 1:
-                numbers = {"mean": values.mean(), "lowest": values.min(), "highest": values.max()}
-                found.append(
-                    dict(zip(same, names, strict=True)) | {"column": column.name, "seeds": len(values)} | numbers
-                )
+    for names, of_seeds in seeds.items():
+        for column in (column for column in COLUMNS if column.type == "interval"):
+            values = [row[column.name] for row in of_seeds if column.name in row]
+            if len(values) > 1:
+                numbers = {"mean": sum(values) / len(values), "lowest": min(values), "highest": max(values)}
+                told = {"column": column.name, "seeds": len(values)}
+                found.append(dict(zip(_SAME, names, strict=True)) | told | numbers)
     return pd.DataFrame({name: _typed(name, kind, found) for name, kind in SPREAD.items()})
 
 
-def rows(frame: pd.DataFrame) -> list[dict[str, object]]:
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as JSON holds them: four decimals, what is missing left out."""
     return [
-        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items() if pd.notna(value)}
+        {name: round(one, 4) if isinstance(one, float) else one for name, one in row.items() if not _absent(one)}
         for row in frame.astype(object).to_dict("records")
     ]
 
@@ -125,12 +127,14 @@ def markdown(frame: pd.DataFrame, intervals: bool = True) -> str:
     """The leaderboard as Markdown tables, one per question; columns that hold nothing are left out."""
     parts = []
     for title, columns in TABLES.items():
-        filled = [column for column in columns if frame[column.name].notna().any()]
+        filled = [column for column in columns if len(frame[column.name].dropna())]
         if filled:
-            shown = [column for column in LABELS if frame[column.name].notna().any()] + filled
+            shown = [column for column in LABELS if len(frame[column.name].dropna())] + filled
             parts.append(f"### {title}\n\n{_table(frame, shown, intervals)}\n")
-    for task, over in spread(frame).groupby("task", sort=False):
-        parts.append(f"### Over probe seeds: {_plain(str(task))}\n\n{_over_seeds(over)}\n")
+    over: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(spread(frame)):
+        over.setdefault(row["task"], []).append(row)
+    parts += [f"### Over probe seeds: {_plain(task)}\n\n{_over_seeds(numbers)}\n" for task, numbers in over.items()]
     if not parts:
         parts.append("No finished probe cell.\n")
     if frame.attrs.get("left_out"):
@@ -165,24 +169,25 @@ def _table(frame: pd.DataFrame, columns: Sequence[Column], intervals: bool) -> s
     )
 
 
-def _over_seeds(over: pd.DataFrame) -> str:
+def _over_seeds(numbers: Sequence[Mapping[str, Any]]) -> str:
     """Numbers down, models across: the mean, and from the lowest seed to the highest."""
     from tabulate import tabulate
 
     cells: dict[str, dict[str, str]] = {column.name: {"": column.title} for column in COLUMNS}
-    for (model, revision, limit), rows in over.groupby(["model", "revision", "limit"], sort=False, dropna=False):
-        names = [str(name) for name in (model, revision, limit) if pd.notna(name)]
-        head = f"{_plain(' '.join(names))}, {rows['seeds'].max()} seeds"
-        for row in rows.to_dict("records"):
-            cells[row["column"]][head] = f"{row['mean']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
+    heads = [" ".join(str(row[name]) for name in ("model", "revision", "limit") if name in row) for row in numbers]
+    most = {head: max(row["seeds"] for row, one in zip(numbers, heads, strict=True) if one == head) for head in heads}
+    for row, head in zip(numbers, heads, strict=True):
+        fewer = f", {row['seeds']} seeds" if row["seeds"] < most[head] else ""
+        told = f"{row['mean']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f}{fewer})"
+        cells[row["column"]][_plain(f"{head}, {most[head]} seeds")] = told
     shown = [row for row in cells.values() if len(row) > 1]
     return tabulate(shown, "keys", "github", disable_numparse=True)
 
 
-def _row(results: Sequence[Result], probe: Result) -> dict[str, object]:
+def _row(results: Sequence[Result], probe: Result) -> dict[str, Any]:
     anatomy = drop_recovery(probe)
     single = {measure.metric: measure.value for measure in probe.measures if measure.site is None}
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "model": probe.model,
         "attention": probe.model_card.get("attention"),
         "task": probe.task,
@@ -239,22 +244,26 @@ def _flat(columns: Iterable[Column]) -> Iterable[tuple[str, str]]:
             yield column.name, column.type
 
 
-def _typed(name: str, kind: str, rows: Sequence[Mapping[str, object]]) -> pd.Series:
+def _typed(name: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> pd.Series:
     types = {"text": "string", "whole": "Int64", "number": "float64"}
     return pd.Series([row.get(name) for row in rows], dtype=types[kind])
 
 
-def _cell(row: Mapping[str, object], column: Column, intervals: bool) -> str:
+def _cell(row: Mapping[Any, Any], column: Column, intervals: bool) -> str:
     value = row[column.name]
-    if pd.isna(value):
+    if _absent(value):
         return ""
     if column.type in ("text", "whole"):
         return _plain(str(value))
     low, high = (row.get(f"{column.name}_{end}") for end in ("low", "high"))
     number = f"{value:.{column.digits}f}"
-    if not intervals or low is None or pd.isna(low):
+    if not intervals or _absent(low):
         return number
     return f"{number} [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+
+
+def _absent(value: Any) -> bool:
+    return bool(pd.isna(value))
 
 
 def _plain(text: str) -> str:

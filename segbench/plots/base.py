@@ -1,11 +1,11 @@
 """What all pictures share: style, colours, the class palette, and files that are the same for the same results."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,7 +29,7 @@ CONDITIONS = {  # of a knockout: colour, marker, line, what is blocked
     "correct": ("#0072b2", "^", "-", "correct class"),
     "random": ("#767676", "D", "--", "random tokens"),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -128,7 +128,7 @@ def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def legend(figure: "Figure | SubFigure", *rows: dict[str, "Artist"], columns: int = 3, title: str = "") -> None:
+def legend(figure: "Figure | SubFigure", *rows: Mapping[str, "Artist"], columns: int = 3, title: str = "") -> None:
     """A legend below everything; each group of labels starts on a row of its own."""
     from matplotlib.lines import Line2D
 

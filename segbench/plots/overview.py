@@ -66,7 +66,7 @@ def _twins(probes: Sequence[Result]) -> list[Result]:
     """Models in the order of interest: a causal baseline, the model it is the baseline of, the others."""
     names = {probe.model: probe for probe in probes}
     for probe in probes:
-        if (baseline := names.get(probe.model_card.get("baseline"))) is not None:
+        if (baseline := names.get(probe.model_card.get("baseline", ""))) is not None:
             return [baseline, probe, *(one for one in probes if one not in (baseline, probe))]
     return sorted(probes, key=lambda one: one.model_card.get("attention") != "causal")
 
