@@ -6,6 +6,7 @@ refused, and so is a checkpoint that wants code of its own to run.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ SETTINGS = (
     "tokenizer_config.json",
     "vocab.json",
 )
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LORA = "adapter_config.json"
 _HEADER_LIMIT = 100_000_000  # bytes, the limit that safetensors itself sets
 
 
@@ -81,12 +84,14 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
     """
     config = _json(checkpoint / "config.json")
     if "auto_map" in config:
-        code = ", ".join(sorted(map(str, config["auto_map"].values())))
+        code = json.dumps(config["auto_map"])
         raise ModelError(f"{checkpoint}: its config wants code of its own to run ({code}); remote code is never run")
+    if (checkpoint / _LORA).is_file():  # transformers would add it where peft is installed, and leave it out elsewhere
+        raise ModelError(f"{checkpoint}: {_LORA} lies beside the weights; merge that adapter into them first")
     for name in _expected(checkpoint):
         if not (checkpoint / name).is_file():
             pickles = sorted(path.name for path in [*checkpoint.glob("*.bin"), *checkpoint.glob("*.pt*")])
-            if pickles and name == "model.safetensors":
+            if pickles and name == _WHOLE:
                 raise ModelError(f"{checkpoint}: weights are pickled ({pickles[0]}); convert them to safetensors first")
             raise ModelError(f"{checkpoint}: {name} is missing; the checkpoint is incomplete, fetch it again")
         _whole(checkpoint / name)
@@ -103,12 +108,15 @@ def _snapshot(spec: ModelSpec) -> Path | None:
 
 def _expected(checkpoint: Path) -> list[str]:
     """Names of the weight files that belong to a checkpoint."""
-    if (checkpoint / _INDEX).is_file():
-        shards = _json(checkpoint / _INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelError(f"{checkpoint / _INDEX}: no weight_map")
-        return sorted(set(shards.values()))
-    return ["model.safetensors"]
+    if (checkpoint / _WHOLE).is_file() or not (checkpoint / _INDEX).is_file():  # the order of transformers
+        return [_WHOLE]
+    shards = _json(checkpoint / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{checkpoint / _INDEX}: no weight_map")
+    for name in shards.values():  # anything else would be unpickled, or read from elsewhere and not be hashed
+        if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)):
+            raise ModelError(f"{checkpoint / _INDEX}: {name!r} is no name of a safetensors file in the same folder")
+    return sorted(set(shards.values()))
 
 
 def _whole(path: Path) -> None:
@@ -121,9 +129,9 @@ def _whole(path: Path) -> None:
         try:
             header = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise ModelError(f"{path}: its safetensors header cannot be read") from error
-    expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ModelError(f"{path}: {size} bytes, expected {expected}; the file is truncated or damaged, fetch it again")
 
@@ -131,7 +139,7 @@ def _whole(path: Path) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: expected a JSON object")
