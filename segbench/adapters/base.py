@@ -209,7 +209,11 @@ def load(spec: ModelSpec, device: str) -> Adapter:
 
     MissingInput if the weights are not there; ModelError if they do not fit the adapter or a self-test fails.
     """
-    return registry.module("adapters", spec.adapter).load(spec, device)
+    from segbench.adapters import _selftest  # which imports this module
+
+    adapter = registry.module("adapters", spec.adapter).load(spec, device)
+    adapter.selftests = adapter.selftests or _selftest.run(adapter)
+    return adapter
 
 
 @contextmanager
