@@ -167,12 +167,16 @@ def test_a_data_set_a_kind_and_a_model_family_of_ones_own_run_without_touching_t
         *("--output", tmp_path / "out", "--device", "cpu", "--no-figures", "--json"),
     )
     assert {row["task"]: row["status"] for row in rows} == {"probe-stripes": "ran", "smoothness": "ran"}
-    probe, smoothness = ([*json.loads(f.read_text())["cell"]["measures"]] for f in _cells(tmp_path / "out"))
+    probe, smoothness = (json.loads(f.read_text())["cell"]["measures"] for f in _cells(tmp_path / "out"))
     miou = {m["site"]: m["value"] for m in probe if m["metric"] == "miou"}
     assert list(miou) == ["encoder", "adapter", "llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"]
     assert miou["encoder"] > 60  # a constant class gives 25
     assert {m["site"] for m in smoothness} == set(miou)
     assert all(-1 <= m["value"] <= 1 for m in smoothness)
+    for cell in _cells(tmp_path / "out"):  # the attention of a family of one's own is tested at load as any other's
+        selftests = json.loads((cell.parent / "provenance.json").read_text())["selftests"]
+        assert selftests["leak"] == 0
+        assert selftests["effect"] > 0
 
 
 def test_a_change_in_ones_own_code_is_another_measurement(lab, tmp_path):
