@@ -18,11 +18,9 @@ import typer
 
 import segbench
 from segbench import registry, strict_yaml
-from segbench.errors import MissingInput, SegbenchError, SpecError
+from segbench.errors import MissingInput, SegbenchError, SpecError, Stopped
 
 if TYPE_CHECKING:
-    import pandas
-
     from segbench.library import Library
     from segbench.runner import Item, Options, Outcome
     from segbench.store import Result
@@ -157,7 +155,7 @@ def build(output: Output = RUNS, figures: Figures = True, as_json: AsJson = Fals
         raise MissingInput(f"{output} holds no finished cell; first: segbench run --output {output}")
     _publish(results, output, figures)
     frame = table.build(results)
-    print(_json(_rows(frame)) if as_json else table.markdown(frame))
+    print(_json(table.rows(frame)) if as_json else table.markdown(frame))
 
 
 @app.command()
@@ -193,15 +191,17 @@ def train(
     output = output or RUNS / "trained" / folder_name(name)
     if any(output.glob("*.safetensors")):
         raise SpecError(f"--output: {output} holds a checkpoint already; name another folder")
-    with _stopped_by(signal.SIGTERM):
-        print(fit(path, output, _say, work))
+    print(fit(path, output, _say, work))
     _say(f"read it with: segbench run --model NAME --model-args weights={output} --tasks demo")
 
 
 def main() -> None:
     """Run the command of sys.argv and leave with its exit code; errors that segbench raises become messages."""
     try:
-        app()
+        with _stopped_by(signal.SIGTERM):
+            app()
+    except Stopped:
+        sys.exit(INCOMPLETE)
     except SegbenchError as error:
         _say(f"error: {error}")
         sys.exit(WRONG if isinstance(error, SpecError) else INCOMPLETE)
@@ -242,12 +242,12 @@ def _run(asked: _Asked) -> int:
     outcomes: list[Outcome] = []
     stopped = None
     try:
-        with _stopped_by(signal.SIGTERM), progress.watcher(len(items)) as watcher:
+        with progress.watcher(len(items)) as watcher:
             for outcome in runner.run(items, asked.options, watcher, sys.argv):
                 outcomes.append(outcome)
     except KeyboardInterrupt:
         stopped = INTERRUPTED
-    except runner.Stopped:
+    except Stopped:
         stopped = INCOMPLETE
     _tell(items, outcomes, stopped is not None)
     finished = [outcome.result for outcome in outcomes if outcome.result]
@@ -259,7 +259,7 @@ def _run(asked: _Asked) -> int:
         results = _results(asked.output, finished)
         _publish(results, asked.output, asked.figures)
         if not asked.as_json:
-            print(_own_rows(results, finished))
+            print(_own(results, finished))
     return OK if all(outcome.status in FINISHED for outcome in outcomes) else INCOMPLETE
 
 
@@ -279,11 +279,8 @@ def _dry_run(asked: _Asked) -> int:
     if asked.as_json:
         print(_json(rows))
     else:
-        print(
-            _columns(
-                [{key: row.get(key, "") for key in ("model", "task", "seed", "status", "cost", "note")} for row in rows]
-            )
-        )
+        shown = ("model", "task", "seed", "status", "cost", "note")
+        print(_columns({key: row.get(key, "") for key in shown} for row in rows))
     return OK if all(row["status"] in ("done", "would run") for row in rows) else INCOMPLETE
 
 
@@ -330,6 +327,8 @@ def _tell(items: "Sequence[Item]", outcomes: "Sequence[Outcome]", stopped: bool)
             _say(f"{outcome.status}: {name(outcome.item)}: {outcome.note}")
             if outcome.trace and outcome.item.cell:
                 _say(f"  the whole trace: {outcome.item.cell.path / 'failure.txt'}")
+            elif outcome.trace:  # it broke before it had a place
+                _say(outcome.trace)
     if stopped:
         _say("stopped; the same command goes on from the last epoch")
 
@@ -367,21 +366,23 @@ def _draw(results: "Sequence[Result]", folder: Path) -> list[Path]:
     return sorted((path for path in paths if path.suffix == ".png"), key=lambda path: (path.stem != "overview", path))
 
 
-def _own_rows(results: "Sequence[Result]", finished: "Sequence[Result]") -> str:
-    """The leaderboard's rows of some results, limited runs too, with what others in the store say about them."""
+def _own(results: "Sequence[Result]", finished: "Sequence[Result]") -> str:
+    """The leaderboard's rows of some results, limited runs too, with what others in the store say about them.
+
+    Kinds of the user's own have no row there: their measures are listed.
+    """
     from segbench.leaderboard import table
 
     frame = table.build(results, limited=True)
-    own = frame.loc[frame["fingerprint"].isin([one.fingerprint[:16] for one in finished])]
-    return table.markdown(own)
-
-
-def _rows(frame: "pandas.DataFrame") -> list[dict[str, Any]]:
-    """A table's rows; what is missing is left out."""
-    return [
-        {key: value for key, value in row.items() if value is not None}
-        for row in json.loads(frame.to_json(orient="records") or "[]")
-    ]
+    rows = frame.loc[frame["fingerprint"].isin([one.fingerprint[:16] for one in finished])]
+    others = [one for one in finished if one.kind not in registry.names("kinds")]
+    parts = [table.markdown(rows)] if len(rows) or not others else []
+    if others:
+        names = ("model", "task", "seed", "limit", "metric", "site", "key", "value", "unit")
+        measures = table.rows(table.records(others))
+        shown = [name for name in names if any(name in one for one in measures)]
+        parts.append(_columns({name: one.get(name, "") for name in shown} for one in measures))
+    return "\n".join(parts)
 
 
 def _entries(library: "Library", what: Literal["models", "tasks"]) -> list[dict[str, Any]]:
@@ -418,8 +419,7 @@ def _recipe(text: str, library: "Library") -> Path:
 
 @contextlib.contextmanager
 def _stopped_by(number: signal.Signals) -> Iterator[None]:
-    """Let a signal end the block with `Stopped`, at once and with everything that is written whole."""
-    from segbench.runner import Stopped
+    """Let a signal end the block with `Stopped`: every `finally` runs, and what is written is written whole."""
 
     def stop(*_: object) -> None:
         raise Stopped

@@ -36,3 +36,7 @@ class StoreError(SegbenchError):
 
 class CellError(SegbenchError):
     """A measurement could not be finished."""
+
+
+class Stopped(BaseException):
+    """A signal asks for a clean stop. No error: nothing but the command line may catch it."""

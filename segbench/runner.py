@@ -93,10 +93,6 @@ class Watcher(Protocol):
     def ended(self, outcome: Outcome) -> None: ...
 
 
-class Stopped(BaseException):
-    """Raised in the main thread by a signal that asks for a clean stop."""
-
-
 def plan(
     library: Library, models: Sequence[ModelSpec], tasks: Sequence[TaskSpec], store: Store, options: Options
 ) -> tuple[Item, ...]:

@@ -141,6 +141,31 @@ def test_a_dry_run_tells_state_and_cost_of_every_cell_and_writes_nothing(first_r
     assert not (tmp_path / "new").exists()
 
 
+def test_a_kind_of_the_users_own_has_its_measures_listed(tiny_lab, tmp_path):
+    (tmp_path / "lab_own").mkdir()
+    (tmp_path / "lab_own/depth.py").write_text(
+        "from segbench.specs import Spec\nfrom segbench.types import Measure\nclass Params(Spec):\n    pass\n"
+        "def requires(params):\n    return ()\n"
+        "def run(job):\n    yield Measure('depth', job.adapter.depth, 'count', 1)\n"
+    )
+    (tmp_path / "depth.yaml").write_text("kind: lab_own.depth\n")
+    (tmp_path / "broken.yaml").write_text("kind: probe\ndata: lab_own.data\n")
+    (tmp_path / "lab_own/data.py").write_text(
+        "from segbench.specs import Spec\nclass Params(Spec):\n    pass\ndef load(params, split):\n    1 / 0\n"
+    )
+    run = ("run", *tiny_run(tiny_lab, tmp_path / "out"), "--include", tmp_path, "--tasks")
+    said = segbench(*run, "depth")
+    assert said.code == 0, said.err
+    assert [line.split() for line in said.out.splitlines()] == [
+        ["model", "task", "seed", "metric", "value", "unit"],
+        ["tiny", "depth", "0", "depth", "4.0", "count"],
+    ]
+    broken = segbench(*run, "broken")
+    assert broken.code == 4
+    assert "failed: tiny broken: ZeroDivisionError: division by zero" in broken.err
+    assert "lab_own/data.py" in broken.err  # where in the user's own code
+
+
 def test_other_harnesses_spellings_are_understood(tiny_lab, tmp_path):
     words = ("--models", "tiny", "--task", "probe", "--include_path", tiny_lab, "--output_path", tmp_path / "x")
     more = ("--batch_size", 2, "--model_args", "dtype=bfloat16,mask_swap=true", "--seeds", "0,1", "--dry_run", "--json")

@@ -9,7 +9,7 @@ import time
 import pytest
 import tiny_runs
 
-from segbench.runner import Stopped
+from segbench.errors import Stopped
 from segbench.store import CHECKPOINT
 
 LONG = tiny_runs.PROBE.replace("epochs: 4", "epochs: 30, selection: train_holdout, norm: standardize")

@@ -4,6 +4,7 @@ import json
 import pytest
 import tiny_runs
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from segbench import runner
@@ -92,6 +93,24 @@ def test_what_changes_no_number_keeps_the_fingerprints(lab, change):
     before = fingerprints(lab)
     SAME[change](lab)
     assert fingerprints(lab) == before
+
+
+def test_a_pixel_of_a_mask_makes_another_fingerprint(lab):
+    for name in ("images", "masks"):
+        (lab / "own" / name).mkdir(parents=True)
+    for stem in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(lab / f"own/images/{stem}.png")
+        Image.new("L", (4, 4)).save(lab / f"own/masks/{stem}.png")
+    write(lab, "own/classes.json", '["x", "y"]')
+    write(lab, "own/splits.json", '{"train": ["a"], "val": ["b"]}')
+    write(lab, "tasks/own.yaml", "kind: probe\ndata: {name: folder, path: ../own}\n")
+    before = fingerprints(lab)
+    mask = Image.new("L", (4, 4))
+    mask.putpixel((2, 3), 1)
+    mask.save(lab / "own/masks/b.png")
+    after = fingerprints(lab)
+    assert after["own"] != before["own"]
+    assert after["probe"] == before["probe"]
 
 
 def test_limit_and_seed_are_part_of_the_fingerprint_and_batch_size_is_not(lab):

@@ -60,6 +60,14 @@ def test_a_damaged_file_is_refused_by_name_and_set_aside(tmp_path, name, damage)
     assert Store(tmp_path).results() == []
 
 
+def test_a_number_changed_by_hand_is_refused(tmp_path):
+    cell = finish(tmp_path)
+    path = cell.path / "cell.json"
+    path.write_text(path.read_text().replace("41.5", "91.5"))
+    with pytest.raises(StoreError, match=r"cell\.json does not match its own sha256"):
+        cell.result()
+
+
 def test_a_missing_array_file_is_told_by_name(tmp_path):
     cell = finish(tmp_path)
     (cell.path / "counts.safetensors").unlink()
