@@ -1,6 +1,8 @@
 """What all pictures share: style, colours, the class palette, and files that are the same for the same results."""
 
+import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +125,8 @@ def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         content = io.BytesIO()
         figure.savefig(content, format=form, dpi=DPI, metadata=metadata)
-        write_whole(folder / f"{name}.{form}", content.getvalue())
+        data = content.getvalue() if form == "png" else _numbered(content.getvalue(), name)
+        write_whole(folder / f"{name}.{form}", data)
         paths.append(folder / f"{name}.{form}")
     return paths
 
@@ -207,6 +210,21 @@ def painted(mask: UInt8[np.ndarray, "H W"], colours: UInt8[np.ndarray, "k 3"]) -
     table = np.full((256, 3), 255, np.uint8)
     table[: min(len(colours), IGNORE)] = colours[:IGNORE]
     return table[mask]
+
+
+def _numbered(svg: bytes, name: str) -> bytes:
+    """An SVG whose clip paths are numbered as they come, apart from those of other pictures on the same page.
+
+    matplotlib names them by a hash of all digits of their places, and the last digits that the layout's solver finds
+    change with addresses in memory.
+    """
+    known: dict[bytes, bytes] = {}
+    own = hashlib.sha256(name.encode()).hexdigest()[:8]
+
+    def number(found: re.Match[bytes]) -> bytes:
+        return found[1] + known.setdefault(found[2], f"clip-{own}-{len(known)}".encode()) + found[3]
+
+    return re.sub(rb'(clip-path="url\(#|<clipPath id=")(p[0-9a-f]{10})(\)"|")', number, svg)
 
 
 _DEUTAN = np.array([[0.2928, 0.7072, 0.0], [0.2928, 0.7072, 0.0], [-0.0223, 0.0223, 1.0]])  # on linear RGB

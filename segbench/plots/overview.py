@@ -24,7 +24,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     blocked = _first(select.reading(results, "knockout", probe) for probe in twins)
     gap = next(iter(starvation.gaps(results, probes)), None)
     block = strips.examples(twins[:2], 1)
-    heights = [4.1] + [3.1] * bool(blocked or gap) + [0.4 + strips.height(block)] * bool(block)
+    heights = [4.1] + [3.1] * bool(blocked or gap) + ([0.4 + strips.height(block)] if block else [])
     with base.canvas(sum(heights) + 0.5) as figure:
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         parts[0].suptitle("(a) What a linear probe reads along the model", x=0.01, ha="left")
