@@ -1,8 +1,6 @@
 """What all pictures share: style, colours, the class palette, and files that are the same for the same results."""
 
-import hashlib
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,17 +114,17 @@ def canvas(height: float, width: float = WIDTH) -> Iterator["Figure"]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg, whole or not at all; the same figure gives the same bytes."""
+    _settle(figure)
     paths = []
     for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         content = io.BytesIO()
         figure.savefig(content, format=form, dpi=DPI, metadata=metadata)
-        data = content.getvalue() if form == "png" else _numbered(content.getvalue(), name)
-        write_whole(folder / f"{name}.{form}", data)
+        write_whole(folder / f"{name}.{form}", content.getvalue())
         paths.append(folder / f"{name}.{form}")
     return paths
 
@@ -212,19 +210,21 @@ def painted(mask: UInt8[np.ndarray, "H W"], colours: UInt8[np.ndarray, "k 3"]) -
     return table[mask]
 
 
-def _numbered(svg: bytes, name: str) -> bytes:
-    """An SVG whose clip paths are numbered as they come, apart from those of other pictures on the same page.
+def _settle(figure: "Figure") -> None:
+    """Place everything, once and to six digits: the last ones that the layout finds change with addresses in memory."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts = list(figure.subfigs)
+    for part in parts:
+        part.bbox_relative.set_points(_rounded(part.bbox_relative.get_points()))
+        parts += part.subfigs
+    for axes in figure.axes:
+        left, low, right, high = _rounded(axes.get_position(original=True).get_points()).ravel()
+        axes.set_position((left, low, right - left, high - low))
 
-    matplotlib names them by a hash of all digits of their places, and the last digits that the layout's solver finds
-    change with addresses in memory.
-    """
-    known: dict[bytes, bytes] = {}
-    own = hashlib.sha256(name.encode()).hexdigest()[:8]
 
-    def number(found: re.Match[bytes]) -> bytes:
-        return found[1] + known.setdefault(found[2], f"clip-{own}-{len(known)}".encode()) + found[3]
-
-    return re.sub(rb'(clip-path="url\(#|<clipPath id=")(p[0-9a-f]{10})(\)"|")', number, svg)
+def _rounded(points: Float[np.ndarray, "2 2"]) -> Float[np.ndarray, "2 2"]:
+    return points.round(6) + 0.0  # which makes -0 zero
 
 
 _DEUTAN = np.array([[0.2928, 0.7072, 0.0], [0.2928, 0.7072, 0.0], [-0.0223, 0.0223, 1.0]])  # on linear RGB
