@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
@@ -36,6 +37,9 @@ def load(spec: ModelSpec, device: str) -> "Llava":
             f"{spec.name}: {folder} holds a {config.get('model_type')!r} model, the adapter llava reads 'llava'; "
             "name the adapter of that family in the spec"
         )
+    for part in ("text_config", "vision_config"):  # transformers would make up 7 billion random parameters
+        if not config.get(part) or not isinstance(config[part], dict):
+            raise ModelError(f"{spec.name}: the config in {folder} has no {part}, so its {part[:-7]} model is unknown")
     _same_attention(spec, config)
     model = _model(spec, folder)
     nn.Module.to(model, device)
@@ -144,7 +148,7 @@ def _model(spec: ModelSpec, folder: Path) -> LlavaForConditionalGeneration:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, StrictDataclassError, ImportError, OSError, ValueError) as error:
         raise ModelError(f"{spec.name}: {folder} cannot be loaded: {error}") from error
     finally:
         if shown:
