@@ -58,6 +58,10 @@ def test_the_reversed_order_is_not(tmp_path):
     assert run(tmp_path, ("none", "correct", "incorrect", "random")).verdict() == "against the paper"
 
 
+def test_one_effect_on_the_other_side_is_enough_to_speak_against_it(tmp_path):
+    assert run(tmp_path, ("none", "incorrect", "incorrect", "random")).verdict() == "against the paper"
+
+
 def test_one_effect_alone_decides_nothing(tmp_path):
     assert run(tmp_path, ("none", "incorrect", "random", "random")).verdict() == "undecided"
 
