@@ -27,7 +27,7 @@ Summary = Callable[[Num[np.ndarray, "*sites k 3"]], Float[np.ndarray, "*sites"]]
 class Estimate:
     """A number with its 95 % interval; the interval is absent where one image cannot tell."""
 
-    value: float
+    value: int | float
     interval: Interval | None
 
 
@@ -63,19 +63,19 @@ def miou(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
     IoU = hit / (truth + predicted - hit), mean over the classes with a non-empty union; nan where no class has one.
     """
     hit, truth, predicted = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    return 100 * _mean_ratio(hit, truth + predicted - hit)
+    return _percent(_mean_ratio(hit, truth + predicted - hit))
 
 
 def pixel_accuracy(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
     """Labelled pixels that are predicted right, in %, from counts summed over images; nan where none is labelled."""
     hit, truth, _ = np.moveaxis(np.sum(counts, -2, dtype=np.float64), -1, 0)
-    return 100 * _divide(hit, truth)
+    return _percent(_divide(hit, truth))
 
 
 def mean_accuracy(counts: Num[np.ndarray, "*sites k 3"]) -> Float[np.ndarray, "*sites"]:
     """Recall in %, mean over the classes with labelled pixels, from counts summed over images; nan where none has."""
     hit, truth, _ = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    return 100 * _mean_ratio(hit, truth)
+    return _percent(_mean_ratio(hit, truth))
 
 
 def present(counts: Int[np.ndarray, "*images k 3"]) -> Bool[np.ndarray, " k"]:
@@ -154,8 +154,16 @@ def _mean_ratio(top: Float[np.ndarray, "*rest k"], bottom: Float[np.ndarray, "*r
     return _divide(ratios.sum(-1), there.sum(-1))
 
 
-def _divide(top: Num[np.ndarray, "*rest"], bottom: Num[np.ndarray, "*rest"]) -> Float[np.ndarray, "*rest"]:
-    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
+def _divide(
+    top: Num[np.ndarray, "*rest"] | np.number, bottom: Num[np.ndarray, "*rest"] | np.number
+) -> Float[np.ndarray, "*rest"]:
+    bottom = np.asarray(bottom)
+    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+
+
+def _percent(ratio: Float[np.ndarray, "*rest"]) -> Float[np.ndarray, "*rest"]:
+    """numpy makes a scalar of an array without axes; this stays one."""
+    return np.asarray(100 * ratio)
 
 
 def _blocks(draws: int, width: int) -> Sequence[slice]:
