@@ -1,17 +1,16 @@
 """Do the models answer questions about pictures they have never seen?"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from transformers.masking_utils import create_causal_mask
 
+from segbench.attention import bidirectional_images
 from segbench.data.scenes import Question, questions
 from segbench.training import packing, tokens
 from segbench.training.pool import Pool
@@ -76,43 +75,8 @@ def generated(
 ) -> str:
     """The answer of `generate()` to one question through the real processor."""
     batch = processor(images=image, text=f"<image> {question}", return_tensors="pt")
-    with image_attention(model, model.config.image_attention):
+    outer, text = model.model, model.model.language_model
+    bidirectional = model.config.image_attention == "bidirectional"
+    with bidirectional_images(outer, text, tokens.IMAGE) if bidirectional else nullcontext():
         ids = model.generate(**batch, max_new_tokens=2, do_sample=False)
     return processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-@contextmanager
-def image_attention(model: LlavaForConditionalGeneration, kind: Literal["causal", "bidirectional"]) -> Iterator[None]:
-    """Let image tokens attend to all image tokens (paper Eq. 2) whenever a prompt is read; decoding stays causal."""
-    if kind == "causal":
-        yield
-        return
-    image = torch.empty(0)
-
-    def remember(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        nonlocal image
-        image = kwargs["input_ids"] == model.config.image_token_id
-
-    def edit(text: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if not image.any():
-            return args, kwargs
-        cache = kwargs.get("past_key_values")
-        kwargs["attention_mask"] = create_causal_mask(
-            config=text.config,
-            inputs_embeds=kwargs["inputs_embeds"],
-            attention_mask=kwargs["attention_mask"],
-            past_key_values=cache,
-            position_ids=None,
-            block_sequence_ids=torch.where(image, 0, -1),
-        )
-        return args, kwargs
-
-    hooks = [
-        model.model.register_forward_pre_hook(remember, with_kwargs=True),
-        model.model.language_model.register_forward_pre_hook(edit, with_kwargs=True),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

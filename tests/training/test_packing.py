@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segbench.attention import bidirectional_images
 from segbench.data.scenes import Question
 from segbench.training import answers, encoder, language, llava, packing, tokens
 from segbench.training.recipe import Recipe
@@ -100,7 +101,7 @@ def test_generate_honours_bidirectional_attention(image):
 def test_the_hook_builds_the_mask_that_training_used(image):
     model = build("bidirectional")
     batch = tokens.processor(48, 8)(images=_pil(image), text="<image> r3 c2", return_tensors="pt")
-    with torch.no_grad(), answers.image_attention(model, "bidirectional"):
+    with torch.no_grad(), bidirectional_images(model.model, model.model.language_model, tokens.IMAGE):
         hooked = model(**batch).logits[0, -1]
     packed = logits(model, image, ask("r3 c2"))[0]
     assert torch.allclose(hooked, packed, atol=1e-4)
