@@ -176,13 +176,15 @@ def _fit(job: Job, sites: tuple[Site, ...], train: "FeatureSource", val: "Featur
     tally = _Tally(job, protocol.epochs * per_epoch, "training", start * per_epoch)
     for epoch in range(start, protocol.epochs):
         trainer.epoch(epoch, tally)
-        counts, weights = probes.count(bank, val, val_images), bank.export()
+        weights = bank.export()
+        exported = probes.ProbeBank.load(weights, sites, job.adapter.device)  # folding rounds: count what is kept
+        counts = probes.count(exported, val, val_images)
         score = stats.miou(counts.sum(1))
         kept["last"] = probes.Best()
         kept["last"].offer(epoch, score, counts, weights)
         kept["val_best"].offer(epoch, score, counts, weights)
         if len(held_out):
-            deciding = stats.miou(probes.count(bank, train, held_out).sum(1))
+            deciding = stats.miou(probes.count(exported, train, held_out).sum(1))
             kept["train_holdout"].offer(epoch, deciding, counts, weights)
         tally(len(held_out) + len(val_images))
         _keep(job.cell, trainer, kept, epoch + 1)
