@@ -192,7 +192,7 @@ class Adapter(ABC):
                 place = norm if name == deepest else decoder_layers(text)[int(name)]
                 stack.callback(place.register_forward_pre_hook(entering(int(name)), with_kwargs=True).remove)
             if "norm" in wanted:
-                hook = norm.register_forward_hook(lambda _, args, out: take("norm", out))
+                hook = norm.register_forward_hook(lambda _, args, out: take("norm", out))  # type: ignore[arg-type]
                 stack.callback(hook.remove)
             if blocked is not None:
                 stack.enter_context(knockout(text, encoded.image, self._in_sequence(encoded, blocked), layers))

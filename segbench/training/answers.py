@@ -74,9 +74,9 @@ def generated(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, image: Image.Image, question: str
 ) -> str:
     """The answer of `generate()` to one question through the real processor."""
-    batch = processor(images=image, text=f"<image> {question}", return_tensors="pt")
+    batch = processor(images=image, text=f"<image> {question}", return_tensors="pt")  # type: ignore[call-arg]
     outer, text = model.model, model.model.language_model
     bidirectional = model.config.image_attention == "bidirectional"
     with bidirectional_images(outer, text, tokens.IMAGE) if bidirectional else nullcontext():
-        ids = model.generate(**batch, max_new_tokens=2, do_sample=False)
+        ids = model.generate(**batch, max_new_tokens=2, do_sample=False)  # type: ignore[misc]
     return processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()

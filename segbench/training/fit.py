@@ -4,15 +4,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from segbench.training.recipe import Schedule
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # keyword arguments of the model: tensors, and CLIP's return_loss
 Rates = Sequence[tuple[float, Sequence[nn.Parameter]]]  # learning rate, and what it is for
 Curve = list[dict[str, float]]  # step, loss and, where answers are learned, accuracy: means since the point before
 
@@ -109,12 +109,13 @@ class _Trainer(Trainer):
         for entry in self.state.log_history:
             if "loss" not in entry:
                 continue
-            point = {"step": entry["step"], "loss": round(entry["loss"], 4)}
+            step = int(entry["step"])
+            point = {"step": step, "loss": round(entry["loss"], 4)}
             if self._right:
-                part = self._right[last : entry["step"]]
+                part = self._right[last:step]
                 point["accuracy"] = round(sum(part) / len(part), 4)
             points.append(point)
-            last = entry["step"]
+            last = step
         return points
 
 

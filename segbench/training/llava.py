@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,19 +21,22 @@ FIRST_STAGE, SECOND_STAGE = 3, 4  # streams of random numbers; 1 is the encoder'
 
 def assemble(recipe: Recipe, eyes: CLIPModel, words: LlamaForCausalLM) -> LlavaForConditionalGeneration:
     """Put the vision tower and the LLM together with a new adapter; all three are copied."""
+    beside: dict[str, Any] = {  # what a configuration keeps without declaring it
+        "image_token_id": tokens.IMAGE,
+        "pad_token_id": tokens.PAD,
+        "bos_token_id": tokens.BOS,
+        "eos_token_id": tokens.EOS,
+        "image_attention": recipe.image_attention,
+    }
     config = LlavaConfig(
         vision_config=encoder.vision_config(recipe.encoder),
         text_config=language.text_config(recipe.language),
-        image_token_id=tokens.IMAGE,
         image_token_index=tokens.IMAGE,
         image_seq_length=image_tokens(recipe),
         vision_feature_layer=list(recipe.encoder.features),
         vision_feature_select_strategy="default",
-        pad_token_id=tokens.PAD,
-        bos_token_id=tokens.BOS,
-        eos_token_id=tokens.EOS,
         tie_word_embeddings=False,
-        image_attention=recipe.image_attention,
+        **beside,
     )
     torch.manual_seed(recipe.seed + 1)
     model = LlavaForConditionalGeneration(config)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -13,8 +13,10 @@ from segbench.data.scenes import HELD_OUT, WORLD_VERSION
 from segbench.errors import MissingInput, SpecError
 
 
-class Part(BaseModel, extra="forbid", frozen=True):
+class Part(BaseModel):
     """A section of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Schedule(Part):

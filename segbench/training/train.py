@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy
 import tokenizers
@@ -119,9 +120,10 @@ def _once(stem: Path, model: nn.Module, make: Callable[[], tuple[nn.Module, Curv
 
 def _load_whole(folder: Path) -> transformers.LlavaForConditionalGeneration:
     """The checkpoint as a user loads it; ModelError if a weight is missing or left over."""
-    model, told = transformers.LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
     )
+    model, told = loaded
     wrong = {kind: sorted(told[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if told[kind]}
     if wrong:
         raise ModelError(f"{folder}: the written checkpoint does not load whole: {wrong}")
