@@ -199,7 +199,7 @@ def read_model(document: Document, path: Path, overrides: Mapping[str, Any] | No
     """The model card of a YAML file. `overrides` replace fields, paths in them meant from the current folder, and are
     appended to the name, as they make another model. SpecError tells everything that is wrong."""
     keys = _keys(document, path.stem)
-    card = _bound(ModelSpec, keys, document, {"folder": path.parent})
+    card = bound(ModelSpec, keys, document, {"folder": path.parent})
     if not overrides:
         return card
     if "name" in overrides:
@@ -211,7 +211,7 @@ def read_model(document: Document, path: Path, overrides: Mapping[str, Any] | No
     if weights:  # they take the place of whatever the card names
         keys = {key: value for key, value in keys.items() if key not in ("hub", "revision")}
     replaced = keys | dict(overrides) | weights | {"name": "~".join([card.name, *parts])}
-    return _bound(ModelSpec, replaced, typed, {"folder": path.parent})
+    return bound(ModelSpec, replaced, typed, {"folder": path.parent})
 
 
 def read_task(document: Document, path: Path) -> TaskSpec:
@@ -226,9 +226,9 @@ def read_task(document: Document, path: Path) -> TaskSpec:
             kind = registry.module("kinds", str(keys.get("kind")))
         except SpecError as error:
             raise SpecError(f"{document.at(('kind',))}: kind: {error}") from error
-        return _bound(kind.Params, rest, document, context)
+        return bound(kind.Params, rest, document, context)
 
-    head, of_kind = together(lambda: _bound(TaskHead, own, document, context), params)
+    head, of_kind = together(lambda: bound(TaskHead, own, document, context), params)
     return TaskSpec(**dict(head), params=of_kind, path=path)
 
 
@@ -241,6 +241,23 @@ def validate(cls: type[SomeSpec], value: Any, context: Mapping[str, Any]) -> Som
         raise ValidationError.from_exception_data(
             cls.__name__, [_told(cls, one, beside) for one in error.errors()], "json"
         ) from None
+
+
+def bound(cls: type[SomeSpec], keys: Any, document: Document, context: Mapping[str, Any]) -> SomeSpec:
+    """Validate; SpecError with one line per mistake, each with the file and line it is in."""
+    try:
+        return validate(cls, keys, context)
+    except ValidationError as error:
+        problems: dict[tuple[Any, ...], list[str]] = {}  # members of a union that all refused are one mistake
+        for one in error.errors():
+            written = _written(one["loc"], document.value)
+            of_key = one["type"] in ("unknown_key", "missing_key")
+            place = ".".join(map(str, one["loc"][:-1] if of_key else written))
+            mistake = (document.lines.get(written, 0), document.at(written), place, one["loc"] if of_key else ())
+            problems.setdefault(mistake, []).append(one["msg"])
+        ordered = sorted(problems.items(), key=lambda item: item[0][0])
+        lines = [": ".join(filter(None, (at, place, " or ".join(told)))) for (_, at, place, _), told in ordered]
+        raise SpecError("\n".join(lines)) from None
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
@@ -280,23 +297,6 @@ def _keys(document: Document, stem: str) -> dict[str, Any]:
     if document.value.get("name", stem) != stem:
         raise SpecError(f"{document.at(('name',))}: name: a file's name is its registered name: {stem!r}, or rename it")
     return {"name": stem, **document.value}
-
-
-def _bound(cls: type[SomeSpec], keys: Any, document: Document, context: Mapping[str, Any]) -> SomeSpec:
-    """Validate; SpecError with one line per mistake, each with the file and line it is in."""
-    try:
-        return validate(cls, keys, context)
-    except ValidationError as error:
-        problems: dict[tuple[Any, ...], list[str]] = {}  # members of a union that all refused are one mistake
-        for one in error.errors():
-            written = _written(one["loc"], document.value)
-            of_key = one["type"] in ("unknown_key", "missing_key")
-            place = ".".join(map(str, one["loc"][:-1] if of_key else written))
-            mistake = (document.lines.get(written, 0), document.at(written), place, one["loc"] if of_key else ())
-            problems.setdefault(mistake, []).append(one["msg"])
-        ordered = sorted(problems.items(), key=lambda item: item[0][0])
-        lines = [": ".join(filter(None, (at, place, " or ".join(told)))) for (_, at, place, _), told in ordered]
-        raise SpecError("\n".join(lines)) from None
 
 
 def _written(loc: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]:

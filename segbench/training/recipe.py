@@ -5,21 +5,15 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field
 
+from segbench import strict_yaml
 from segbench.data.scenes import HELD_OUT, WORLD_VERSION
-from segbench.errors import MissingInput, SpecError
+from segbench.errors import MissingInput
+from segbench.specs import Spec, bound
 
 
-class Part(BaseModel):
-    """A section of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Schedule(Part):
+class Schedule(Spec):
     """AdamW without weight decay, 3 % warm-up, then a cosine to zero (LLaVA-1.5; paper A.1)."""
 
     steps: int = Field(ge=0)  # 0 leaves the part as it was initialised
@@ -63,7 +57,7 @@ class Stage(Schedule):
     adapter_learning_rate: float | None = None  # the adapter's own rate where it is not `learning_rate`
 
 
-class Recipe(Part):
+class Recipe(Spec):
     """Everything that decides the weights of one model, except the versions of the libraries and the machine."""
 
     name: str
@@ -84,13 +78,8 @@ class Recipe(Part):
 
 
 def read(path: Path) -> Recipe:
-    """The recipe of a YAML file; MissingInput if there is none, SpecError if it cannot be read or has a wrong key."""
+    """The recipe of a YAML file; MissingInput if there is none, SpecError tells all that is wrong."""
     if not path.is_file():
         raise MissingInput(f"{path}: no such recipe; those of the reference models are models/*/recipe.yaml")
-    try:
-        return Recipe.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except YAMLError as error:
-        raise SpecError(f"{path}: not readable as YAML: {error}") from error
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
-        raise SpecError("\n".join(lines)) from error
+    document = strict_yaml.load(path)
+    return bound(Recipe, document.value, document, {"folder": path.parent})
