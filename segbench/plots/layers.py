@@ -53,7 +53,7 @@ def plot(figure: "Figure | SubFigure", probes: Sequence[Result], looks: dict[str
     end.set_xlim(-0.6, _STEP * (len(probes) - 0.2))
     end.set_axis_off()
     near = _ceiling(right, {one.oracle for one in anatomies if one.oracle is not None})
-    _legend(figure, left, near)
+    _legend(figure, left, anatomies, near)
 
 
 def _ceiling(axes: "Axes", oracles: set[float]) -> bool:
@@ -139,15 +139,18 @@ def _arrows(
         )
 
 
-def _legend(figure: "Figure | SubFigure", left: "Axes", oracle: bool) -> None:
+def _legend(figure: "Figure | SubFigure", left: "Axes", anatomies: Sequence[DropRecovery], oracle: bool) -> None:
+    """The models, and those signs that are in the picture."""
     from matplotlib.lines import Line2D
 
     handles, labels = left.get_legend_handles_labels()
-    signs = {
-        "encoder's level": Line2D([], [], color=base.GREY, lw=1, ls=(0, (1, 2))),
-        "peak LLM layer": Line2D([], [], color=base.GREY, ls="", marker="o", ms=9, mfc="none"),
-        "after the final norm": Line2D([], [], color=base.GREY, ls="", marker="o", mfc="white"),
-    }
+    signs = {}
+    if any("encoder" in one.curve for one in anatomies):
+        signs["encoder's level"] = Line2D([], [], color=base.GREY, lw=1, ls=(0, (1, 2)))
+    if any(one.peak for one in anatomies):
+        signs["peak LLM layer"] = Line2D([], [], color=base.GREY, ls="", marker="o", ms=9, mfc="none")
+    if any("llm.norm" in one.curve for one in anatomies):
+        signs["after the final norm"] = Line2D([], [], color=base.GREY, ls="", marker="o", mfc="white")
     if oracle:
         signs["best that these patches allow"] = Line2D([], [], color="black", lw=1, ls=(0, (6, 2, 1, 2)))
     base.legend(figure, dict(zip(labels, handles, strict=True)), signs)

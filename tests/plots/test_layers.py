@@ -87,7 +87,11 @@ def test_what_was_not_probed_leaves_its_part_out(probes, kept, tmp_path):
     rows = [probes[0].about["sites"].index(site) for site in kept]
     counts = {"best": probes[0].arrays("counts")["best"][rows]}
     cut = keep(tmp_path, CAUSAL, "probe", {"counts": counts}, {**probes[0].about, "sites": list(kept)})
-    _, left, right, end = drawn([cut])
+    figure, left, right, end = drawn([cut])
+    signs = {text.get_text() for text in figure.legends[0].texts} if figure.legends else set()
+    assert ("encoder's level" in signs) == ("encoder" in kept)
+    assert ("peak LLM layer" in signs) == any(site.startswith("llm") for site in kept)
+    assert "after the final norm" not in signs
     assert ("drop (pp)" in texts(left)) == ("adapter" in kept)
     assert "recovery (pp)" not in texts(end)
     layer = [n for n in (1, 2, 3) if f"llm.{n}" in kept]
