@@ -215,8 +215,9 @@ class _Run:
             "task_spec": item.task.published(),
             "inputs": item.inputs,
         }
-        cell.finish(header, measures)
+        # First: a finished cell is never measured again, so nothing may fail once it is.
         cell.note(PROVENANCE, readable(_provenance(time.monotonic() - begun, self.command, adapter)))
+        cell.finish(header, measures)
 
     def _load(self, model: ModelSpec) -> "Adapter":
         """The adapter of a model, in place of the one before; its error once more if it could not be loaded."""

@@ -228,6 +228,14 @@ def test_a_finished_cell_with_fewer_examples_than_wanted_is_measured_again(tiny_
     assert not runner.kept(item, more)
 
 
+def test_a_cell_whose_provenance_cannot_be_told_is_not_finished(tiny_lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.platform, "platform", lambda: 1 / 0)
+    for _ in range(2):
+        (outcome,) = tiny_runs.measure(tiny_lab, "probe", tmp_path, TWO_IMAGES).values()
+        assert outcome.status == "failed"
+        assert "ZeroDivisionError" in outcome.note
+
+
 def test_the_latest_of_several_fingerprints_counts_unless_another_was_just_asked_for(tiny_lab, tmp_path):
     ends = {
         seed: tiny_runs.measure(tiny_lab, "probe", tmp_path, Options(device="cpu", limit=2, seeds=(seed,), examples=0))
