@@ -253,6 +253,7 @@ class _Planning:
             for name, one in required.items():
                 if one.problem:
                     raise _Blocked(f"needs {name}, which is {one.problem.status}")
+            _check(task, {name: one.task for name, one in required.items()})
             manifests, images = self._data(task)
         except Exception as error:  # the cell boundary, as above: a data module of the user's may raise anything
             self.items[item.key] = replace(item, problem=_told(error))
@@ -297,6 +298,17 @@ class _Planning:
 
 class _Blocked(SegbenchError):
     """A cell that this one reads is not there."""
+
+
+def _check(task: TaskSpec, required: Mapping[str, TaskSpec]) -> None:
+    """What the kind itself has to say about the tasks that it reads, if anything; SpecError with the file's name."""
+    kind = registry.module("kinds", task.kind)
+    if "check" not in vars(kind):
+        return
+    try:
+        kind.check(task.params, required)
+    except SpecError as error:
+        raise SpecError(f"{task.path}: {error}") from error
 
 
 def device(name: str) -> str:

@@ -1,7 +1,8 @@
 """What a task kind is given, and what it may ask of other cells.
 
 A kind is a module with `class Params(Spec)`, `requires(params) -> names of tasks whose cells it reads` and
-`run(job) -> Iterator[Measure]`. Kinds are imported to check specs, so they import torch only inside `run`.
+`run(job) -> Iterator[Measure]`. Kinds are imported to check specs, so they import torch only inside `run`. A kind may
+also have `check(params, required)`, called before any model is loaded: SpecError for what the tasks that it reads tell.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from segbench.errors import CellError, SpecError
+from segbench.specs import DataSpec, TaskSpec
 from segbench.store import Cell, Result
 from segbench.types import Site
 
@@ -59,3 +61,11 @@ def peak_site(result: Result) -> Site:
     if not layers:
         raise CellError(f"the probe cell of {result.model} on {result.task} holds no LLM layer")
     return max(layers, key=lambda site: (curve[site], -int(site.layer)))
+
+
+def probed(name: str, required: Mapping[str, TaskSpec]) -> DataSpec:
+    """The data set of the probe task that another task reads; SpecError if that task has none of its own."""
+    data = required[name].data()
+    if len(data) != 1:
+        raise SpecError(f"probes: {name} is a {required[name].kind} task; name a probe task")
+    return data[0]

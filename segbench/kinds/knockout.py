@@ -8,18 +8,18 @@ exceed n0. Persistence is the mean over images of n(l)/n0; the ratio of sums sta
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
 from pydantic import Field, field_validator
 
-from segbench import stats
+from segbench import registry, stats
 from segbench.errors import CellError, SpecError
 from segbench.geometry import patch_labels
-from segbench.kinds.base import Job
-from segbench.specs import Spec
+from segbench.kinds.base import Job, probed
+from segbench.specs import Spec, TaskSpec
 from segbench.types import IGNORE, Measure, Site
 
 BLOCKING = ("incorrect", "correct", "random")
@@ -45,6 +45,13 @@ class Params(Spec):
 def requires(params: Params) -> tuple[str, ...]:
     """The probes come from a probe task."""
     return (params.probes,)
+
+
+def check(params: Params, required: Mapping[str, TaskSpec]) -> None:
+    """SpecError for a class that the data of the probe task does not have."""
+    classes = probed(params.probes, required).load("val").classes
+    for name in params.classes or ():
+        _class_id(name, classes, params.probes)
 
 
 def run(job: Job) -> Iterator[Measure]:
@@ -170,7 +177,7 @@ def _window(text: str, blocks: int) -> range:
 
 def _class_id(name: str, classes: Sequence[str], task: str) -> int:
     if name not in classes:
-        raise SpecError(f"classes: {name!r} is no class of {task}; it has {', '.join(classes)}")
+        raise SpecError(f"classes: {name!r} is no class of {task}{registry.nearest(name, classes)}")
     return classes.index(name)
 
 

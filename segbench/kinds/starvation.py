@@ -4,7 +4,7 @@ Under causal attention the first image tokens see almost no other; the gap to th
 leaderboard from two models' cells of this kind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,8 +13,8 @@ from pydantic import Field
 from segbench import stats
 from segbench.errors import CellError
 from segbench.geometry import patch_index
-from segbench.kinds.base import Job, SiteName, peak_site
-from segbench.specs import Spec
+from segbench.kinds.base import Job, SiteName, peak_site, probed
+from segbench.specs import Spec, TaskSpec
 from segbench.types import Measure, Site
 
 
@@ -30,6 +30,11 @@ class Params(Spec):
 def requires(params: Params) -> tuple[str, ...]:
     """The probes come from a probe task."""
     return (params.probes,)
+
+
+def check(params: Params, required: Mapping[str, TaskSpec]) -> None:
+    """SpecError if the task that is read is no probe task."""
+    probed(params.probes, required)
 
 
 def run(job: Job) -> Iterator[Measure]:

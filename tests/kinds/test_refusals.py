@@ -3,13 +3,20 @@
 import pytest
 import tiny_runs
 
+from segbench import runner
 from segbench.errors import SpecError
 from segbench.library import Library
+from segbench.runner import Options
+from segbench.store import Store
 
 FEW = f"kind: probe\ndata: {tiny_runs.DATA}\nsites: [encoder]\nprotocol: {{epochs: 1}}\n"
 TASKS = {
     "few": FEW,
-    "no-class": ("kind: knockout\nprobes: few2\nclasses: [sky, rugs]\n", "'rugs' is no class of few2; it has sky,"),
+    "no-class": (
+        "kind: knockout\nprobes: few2\nclasses: [sky, rugs]\n",
+        "'rugs' is no class of few2, did you mean 'rug'?",
+    ),
+    "no-probe-task": ("kind: starvation\nprobes: no-peak\n", "no-peak is a starvation task; name a probe task"),
     "no-layer": ("kind: knockout\nprobes: few\n", "few probes no adapter or no LLM layer"),
     "no-confusion": ("kind: knockout\nprobes: few2\nleast: 37\n", "no val image has 37 or more patches wrongly"),
     "no-peak": ("kind: starvation\nprobes: few\n", "holds no LLM layer"),
@@ -37,6 +44,18 @@ def test_what_cannot_be_measured_is_told(outcomes, name):
     assert outcomes[name].status == "failed"
     assert outcomes[name].trace is None
     assert outcomes[name].result is None
+
+
+@pytest.mark.parametrize("name", ["no-class", "no-probe-task"])
+def test_what_the_task_that_is_read_can_tell_is_told_before_a_model_loads(tmp_path, name):
+    texts = {one: text if isinstance(text, str) else text[0] for one, text in TASKS.items()}
+    folder = tiny_runs.lab(tmp_path / "lab", texts)
+    library = Library([folder])
+    items = runner.plan(library, library.models("tiny"), library.tasks(name), Store(tmp_path), Options(device="cpu"))
+    (problem,) = [item.problem for item in items if item.task.name == name]
+    assert problem.status == "failed"
+    assert problem.note.startswith(str(folder / f"tasks/{name}.yaml"))
+    assert TASKS[name][1] in problem.note
 
 
 @pytest.mark.parametrize(
