@@ -85,6 +85,9 @@ def test_every_mistake_of_every_chosen_spec_is_told_at_once_before_a_model_is_lo
         (["--model-args", "dtipe=float32"], "unknown key 'dtipe', did you mean 'dtype'?"),
         (["--device", "abacus"], "--device: 'abacus' cannot be used here"),
         (["--limit", "0"], "--limit"),
+        (["--preprocess", "squish"], "preprocess: 'squish' is not one of"),
+        (["--weights", "no-such-folder"], "'no-such-folder' does not exist"),
+        (["--preprocess", "native", "--model-args", "preprocess=squash"], "--preprocess and --model-args preprocess="),
         (["--tasks", "nothing"], "no task 'nothing'"),
         (["--batch-sise", "3"], "--batch-size"),
     ],
@@ -267,3 +270,19 @@ def test_every_field_of_a_model_card_can_be_given_as_a_model_argument(tiny_lab, 
         assert said.code == 0, said.err
         assert given.partition("=")[0] in ModelSpec.model_fields
         assert json.loads(said.out)[0]["model"].startswith(f"tiny~{given.partition('=')[0]}=")
+
+
+def test_weights_and_preprocess_have_options_of_their_own(tiny_lab, tmp_path):
+    run = ("run", *tiny_run(tiny_lab, tmp_path), "--tasks", "probe", "--dry-run", "--json")
+    weights = tiny_lab / "models/tiny"
+    long = segbench(*run, "--model-args", f"weights={weights},preprocess=native")
+    short = segbench(*run, "--weights", weights, "--preprocess", "native")
+    assert (short.code, short.out) == (0, long.out)
+    assert json.loads(short.out)[0]["model"] == "tiny~preprocess=native~weights=tiny"
+
+
+def test_weights_are_one_models(tmp_path):
+    words = ("--model", "tiny-*", "--tasks", "demo", "--output", tmp_path / "out", "--dry-run")
+    said = segbench("run", *words, "--weights", tmp_path)
+    assert (said.code, said.out) == (2, "")
+    assert "--weights: one folder is one model's, but --model 'tiny-*' names 3" in said.err

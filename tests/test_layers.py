@@ -45,7 +45,7 @@ def test_nothing_imports_torchvision_or_the_environment_where_it_must_not(path):
     text = (PACKAGE / path).read_text()
     names = {name for node in ast.walk(ast.parse(text)) for name in _modules(node)}
     assert not {name.partition(".")[0] for name in names} & {"torchvision", "pickle"}
-    assert "os.environ" not in text or path == Path("cli.py")
+    assert "os.environ" not in text or path.parts[0] == "cli"
 
 
 def test_what_plans_and_reports_does_not_import_torch():
