@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from segbench.errors import CellError, ModelError
 
-MASKABLE = ("sdpa", "eager")  # back ends that honour a mask of their own for every sample and layer
+MASKABLE = ("sdpa", "eager", "flex_attention")  # back ends that honour a mask of their own for every sample and layer
+EDITABLE = ("full_attention", "sliding_attention", "chunked_attention")
+MASKS = 4  # that the layers of one forward pass may share between them
 
-Mask = Bool[Tensor, "_ _ q k"] | Float[Tensor, "_ _ q k"] | None
+Mask = Bool[Tensor, "_ _ q k"] | Float[Tensor, "_ _ q k"] | BlockMask | None
 _Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of a module
 
 
@@ -32,9 +35,12 @@ def image_bidirectional(image: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
     return image[:, :, None] & image[:, None, :]
 
 
-def knocked_out(image: Bool[Tensor, "b s"], blocked: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
-    """What Eq. (1) forbids: no image token may attend to a blocked one, itself included; text rows stay as they are."""
-    return image[:, :, None] & blocked[:, None, :]
+def knocked_out(rows: Bool[Tensor, "b s"], blocked: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
+    """What Eq. (1) forbids: no image token may attend to a blocked one, itself included; text rows stay as they are.
+
+    `rows` are the image tokens, and those that would hand on to them what they read (`relaying`).
+    """
+    return rows[:, :, None] & blocked[:, None, :]
 
 
 def decoder_layers(text: PreTrainedModel) -> nn.ModuleList:
@@ -42,17 +48,22 @@ def decoder_layers(text: PreTrainedModel) -> nn.ModuleList:
     return cast(nn.ModuleList, text.layers)
 
 
-def require_maskable(text: PreTrainedModel) -> None:
-    """ModelError unless the attention of this text model can be told who may attend to whom."""
+def require_maskable(text: PreTrainedModel, kinds: tuple[str, ...] = EDITABLE) -> None:
+    """ModelError unless the attention of this text model can be told who may attend to whom.
+
+    `kinds` are the kinds of layers that may be there: whatever is forbidden can be forbidden within a sliding window
+    too, but what Eq. (2) allows would reach out of it.
+    """
     implementation = text.config._attn_implementation
     if implementation not in MASKABLE:
         known = " or ".join(MASKABLE)
         raise ModelError(
             f"attention implementation {implementation!r} cannot honour a mask of image tokens; use {known}"
         )
-    kinds = set(text.config.to_dict().get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise ModelError(f"{type(text).__name__} has {', '.join(sorted(kinds))}; only full_attention can be edited")
+    others = set(text.config.to_dict().get("layer_types") or ()) - set(kinds)
+    if others:
+        known = " and ".join(kinds)
+        raise ModelError(f"{type(text).__name__} has {', '.join(sorted(others))}; only {known} can be edited here")
 
 
 def bidirectional_mask(
@@ -66,7 +77,7 @@ def bidirectional_mask(
 
     `real` is transformers' 2-D attention mask (0 = padding). ModelError if a finished mask was given in its place.
     """
-    require_maskable(text)
+    require_maskable(text, EDITABLE[:1])
     if real is not None and not (isinstance(real, Tensor) and real.ndim == 2):
         raise ModelError("the caller finished the attention mask already (a static cache?): Eq. (2) cannot be added")
     return create_causal_mask(
@@ -86,7 +97,7 @@ def bidirectional_images(outer: PreTrainedModel, text: PreTrainedModel, image_to
     `outer` merges image features into the embeddings and calls `text`. Decoding steps hold text only and stay causal.
     ModelError for what cannot be honoured: image tokens that arrive on top of a filled cache, embeddings without ids.
     """
-    require_maskable(text)
+    require_maskable(text, EDITABLE[:1])
     found: list[Bool[Tensor, "b s"] | None] = [None]
 
     def find(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -131,15 +142,24 @@ def knockout(
 ) -> Iterator[None]:
     """No image token attends to a blocked one (Eq. 1) in the decoder layers of the window (None: in all of them).
 
-    The finished mask of every layer is edited, so this adds to whatever attention the model has. Decoding steps with a
-    cache hold text only and stay as they are. CellError if a row would be left without any key, naming image and token:
-    sdpa would then return nothing and eager attention would look at the future.
+    Nor does a token that image tokens attend to, such as text between two images: it would hand on what it read. Text
+    behind the images stays as it is. The finished mask of every layer is edited, so this adds to whatever attention the
+    model has. Decoding steps with a cache hold text only and are not edited. CellError if a row would be left without
+    any key, naming image and token: sdpa would then return nothing and eager attention would look at the future.
     """
     require_maskable(text)
     if bool((blocked & ~image).any()):
         raise CellError("a knockout can only block image tokens")
-    forbidden = knocked_out(image, blocked)
-    memory: list[_Edit] = []  # all layers are handed the same mask: it is edited once
+    edits: list[_Edit] = []  # layers of one kind are handed the same mask: it is edited once
+
+    def edited(given: Mask) -> Mask:
+        for one in edits:
+            if one.given is given:
+                return one.made
+        if len(edits) >= MASKS:  # of forward passes before this one
+            edits.clear()
+        edits.append(_Edit(given, _without(given, image, blocked, text)))
+        return edits[-1].made
 
     def edit(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
         if "attention_mask" not in kwargs:
@@ -150,10 +170,7 @@ def knockout(
         if hidden.shape[:2] != image.shape:
             got, expected = list(hidden.shape[:2]), list(image.shape)
             raise ModelError(f"a knockout made for [images, tokens] = {expected} met a forward pass over {got}")
-        given: Mask = kwargs["attention_mask"]
-        if not memory or memory[0].given is not given:
-            memory[:] = [_Edit(given, _without(given, forbidden, image, text))]
-        return args, {**kwargs, "attention_mask": memory[0].made}
+        return args, {**kwargs, "attention_mask": edited(kwargs["attention_mask"])}
 
     hooks = []
     try:
@@ -166,17 +183,35 @@ def knockout(
             hook.remove()
 
 
-def _without(given: Mask, forbidden: Bool[Tensor, "b q k"], image: Bool[Tensor, "b q"], text: PreTrainedModel) -> Mask:
+def relaying(image: Bool[Tensor, "b s"], allowed: Bool[Tensor, "b q k"]) -> Bool[Tensor, "b s"]:
+    """The tokens from which image tokens can hear, directly or through others, and the image tokens themselves.
+
+    Under a causal mask these are all tokens up to the last image token, whatever the layer's window; a prefix that sees
+    all of itself (PaliGemma) adds the text behind the image.
+    """
+    heard = image.flip(1).cumsum(1).flip(1) > 0
+    while True:
+        further = heard | (allowed & heard[:, :, None]).any(1)
+        if bool((further == heard).all()):
+            return heard
+        heard = further
+
+
+def _without(given: Mask, image: Bool[Tensor, "b q"], blocked: Bool[Tensor, "b q"], text: PreTrainedModel) -> Mask:
     """The finished mask of a layer less the forbidden pairs, in the form it was given."""
-    tokens = forbidden.shape[-1]
+    batch, tokens = image.shape
     if given is None:
         if text.config._attn_implementation != "sdpa":  # only sdpa reads "no mask" as causal
             raise ModelError(f"no mask to edit with attention implementation {text.config._attn_implementation!r}")
         allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=image.device).tril()[None, None]
+    elif isinstance(given, BlockMask):
+        allowed = create_mask(given.mask_mod, batch, None, tokens, tokens, device=image.device)
     elif given.dtype == torch.bool:
         allowed = given
     else:
         allowed = given > torch.finfo(given.dtype).min / 2
+    rows = relaying(image, allowed[:, 0, :, :tokens].expand(batch, -1, -1))
+    forbidden = knocked_out(rows, blocked)
     cut = F.pad(forbidden, (0, allowed.shape[-1] - tokens))[:, None]  # a static cache has room for keys to come
     left = allowed & ~cut
     empty = image & ~left.any(-1).all(1)
@@ -186,6 +221,13 @@ def _without(given: Mask, forbidden: Bool[Tensor, "b q k"], image: Bool[Tensor, 
             f"image {row} of the batch: token {token} of the sequence would have no key left to attend to; "
             "let the prompt begin with a token before the image, or block fewer tokens"
         )
+    if isinstance(given, BlockMask):
+        before = given.mask_mod
+
+        def kept(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return before(b, h, q, k) & ~forbidden[b, q, k]
+
+        return create_block_mask(kept, batch, None, tokens, tokens, device=str(image.device))
     if given is None or given.dtype == torch.bool:
         return left
     return given.masked_fill(cut, torch.finfo(given.dtype).min)

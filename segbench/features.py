@@ -4,6 +4,7 @@ Two policies give the same numbers: `stream` runs the model again in every epoch
 image once and holds its features. `auto` holds them when they need at most a quarter of the memory at hand.
 """
 
+import itertools
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -48,10 +49,10 @@ class Streamed(FeatureSource):
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
             samples = [checked(self.dataset, int(index)) for index in indices[start : start + self.batch_size]]
-            batch = self.adapter.prepare(samples)
-            features = self.adapter.read(batch, self.sites)
-            pairs = zip(batch.grids, batch.masks, strict=True)
-            yield features, [Target.of(grid_map, mask, self.adapter.device) for grid_map, mask in pairs]
+            for batch in self.adapter.batches(samples):  # one, unless the model gives images grids of their own
+                features = self.adapter.read(batch, self.sites)
+                pairs = zip(batch.grids, batch.masks, strict=True)
+                yield features, [Target.of(grid_map, mask, self.adapter.device) for grid_map, mask in pairs]
 
 
 class Held(FeatureSource):
@@ -70,8 +71,10 @@ class Held(FeatureSource):
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
             chosen = [int(index) for index in indices[start : start + self.batch_size]]
-            stacked = {site: torch.stack([self._features[i][site] for i in chosen]) for site in self.sites}
-            yield stacked, [self._targets[i] for i in chosen]
+            for _, alike in itertools.groupby(chosen, lambda i: self._targets[i].grid_map.grid):
+                some = list(alike)
+                stacked = {site: torch.stack([self._features[i][site] for i in some]) for site in self.sites}
+                yield stacked, [self._targets[i] for i in some]
 
 
 def source(

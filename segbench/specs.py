@@ -97,11 +97,25 @@ class ModelSpec(Spec):
     weights: Path | None = Field(default=None, description="folder of the checkpoint, from the YAML file's own")
     hub: str | None = Field(default=None, description="ORG/NAME on the Hugging Face hub")
     revision: str | None = Field(default=None, description="commit on the hub, 40 hexadecimal digits")
-    attention: Literal["causal", "bidirectional"] = Field(default="causal", description="among image tokens (Eq. 2)")
-    implementation: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["causal", "bidirectional", "native"] = Field(
+        default="causal", description="among image tokens (Eq. 2); native: whatever the model's own code does"
+    )
+    implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    preprocess: Literal["squash", "native"] = "squash"
-    prompt: str = "<image>"
+    preprocess: Literal["squash", "pad", "crop", "native"] = Field(
+        default="squash", description="how an image of any aspect becomes what the model sees"
+    )
+    resolution: int | None = Field(
+        default=None,
+        ge=28,
+        le=4096,
+        description="side of the square that squash, pad and crop make, if not the model's",
+    )
+    view: Literal["base", "tiles"] = Field(default="base", description="the whole image, or the tiles it is cut into")
+    backend: Literal["pil", "torchvision"] = Field(default="pil", description="of transformers' image processor")
+    prompt: str | None = Field(
+        default="<image>", description="holds <image> once; null: the checkpoint's own chat template"
+    )
     baseline: str | None = Field(default=None, description="the causal twin, for the starvation gap")
     mask_swap: bool = Field(default=False, description="allow another attention than the weights were trained with")
     description: str = ""
@@ -140,14 +154,17 @@ class ModelSpec(Spec):
     def _one_origin(self) -> "ModelSpec":
         if self.weights and self.hub:
             raise ValueError("'weights' and 'hub' are both given; keep one")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("'hub' and 'revision' belong together; one of them is not given")
+        if self.revision and not self.hub:
+            raise ValueError("'revision' is a commit of the 'hub' repository, which is not given")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What can change a number beside the weights, whose contents are hashed on their own."""
         names = {"name", "baseline", "hub", "revision", "description", "license", "parameters"}
-        return {key: value for key, value in super().identity().items() if key not in names}
+        later = {name: ModelSpec.model_fields[name].default for name in ("resolution", "view", "backend")}
+        return {  # a field that came later and is left as it was gives no old measurement another fingerprint
+            key: value for key, value in super().identity().items() if key not in names and value != later.get(key, ...)
+        }
 
 
 class TaskHead(Spec):

@@ -18,7 +18,7 @@ from segbench.errors import SpecError
 IGNORE = 255  # mask value that no loss and no metric counts
 
 Stage = Literal["encoder", "adapter", "llm"]
-Stream = Literal["hidden", "key", "value"]
+Stream = Literal["hidden", "key_pre", "key", "value"]
 Unit = Literal["%", "pp", "ratio", "count"]
 
 
@@ -29,6 +29,8 @@ class Site:
     `encoder` is what the adapter (projector) consumes, `adapter` its output, `llm.L` the residual that enters LLM
     block L (so `llm.0` is the adapter's output in the sequence, and the last one enters the final norm), and
     `llm.norm` the state after the final norm, which is what `output_hidden_states[-1]` of transformers holds.
+    `llm.L.key` and `llm.L.value` are what the attention of block L makes of its input, as a cache holds them (heads
+    side by side), `llm.L.key_pre` the keys before the rotary embedding.
     """
 
     stage: Stage
@@ -41,9 +43,12 @@ class Site:
         stage, _, rest = text.partition(".")
         layer, _, stream = rest.partition(".")
         known = stage in ("encoder", "adapter") and not rest
-        known = known or (stage == "llm" and (layer.isdecimal() or layer == "norm") and stream in ("", "key", "value"))
+        streams = ("", "key_pre", "key", "value")
+        known = known or (stage == "llm" and ((layer.isdecimal() and stream in streams) or rest == "norm"))
         if not known:
-            raise SpecError(f"{text!r} is no site; expected encoder, adapter, llm.12, llm.norm or llm.12.value")
+            raise SpecError(
+                f"{text!r} is no site; expected encoder, adapter, llm.12, llm.norm, llm.12.key or llm.12.value"
+            )
         number: int | Literal["norm"] = "norm" if layer == "norm" else int(layer or 0)
         return cls(stage, number, stream or "hidden")  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from tiny_models import IMAGE, build
 from torch import Tensor
 from transformers import LlamaModel, LlavaForConditionalGeneration, MistralConfig, MistralModel
 
+from segbench import attention
 from segbench.attention import (
     bidirectional_images,
     bidirectional_mask,
@@ -17,6 +18,7 @@ from segbench.attention import (
     image_bidirectional,
     knocked_out,
     knockout,
+    relaying,
     require_maskable,
 )
 from segbench.errors import CellError, ModelError
@@ -92,8 +94,8 @@ def keys_of(row: int, query: int, bidirectional: bool, knocked: bool) -> list[in
         both = bool(AT[row, query] and AT[row, key])
         if not REAL[row, key] or not (key <= query or (bidirectional and both)):
             continue
-        if knocked and AT[row, query] and BLOCKED[row, key]:
-            continue
+        if knocked and query <= int(AT[row].nonzero()[-1]) and BLOCKED[row, key]:
+            continue  # image tokens, and text between images, which would hand on what it read
         keys.append(key)
     return keys
 
@@ -119,7 +121,8 @@ def test_attention_is_a_softmax_over_exactly_the_allowed_keys(text, bidirectiona
 
 
 def test_booleans_say_what_the_equations_say():
-    both, forbidden = image_bidirectional(AT), knocked_out(AT, BLOCKED)
+    causal_mask = torch.ones(2, IDS.shape[1], IDS.shape[1], dtype=torch.bool).tril()
+    both, forbidden = image_bidirectional(AT), knocked_out(relaying(AT, causal_mask), BLOCKED)
     for row in range(2):
         for q in range(IDS.shape[1]):
             causal = {key for key in range(IDS.shape[1]) if key <= q}
@@ -150,11 +153,35 @@ def test_knocked_out_tokens_have_no_influence_on_other_image_tokens_at_any_layer
     with knockout(text, AT, BLOCKED):
         before, after = states(text, inputs, real), states(text, moved(inputs, BLOCKED), real)
     free = AT & ~BLOCKED
-    relayed = free & (torch.arange(AT.shape[1]) > 6) & torch.tensor([[False], [True]])  # behind text between images
     for first, second in zip(before, after, strict=True):
-        assert (first - second)[free & ~relayed].abs().max() == 0
-    assert (before[-1] - after[-1])[:, -1].abs().max() > 0  # text still reads them
-    assert (before[-1] - after[-1])[relayed].abs().max() > 0  # and hands on what it read: Eq. (1) blocks no text
+        assert (first - second)[free].abs().max() == 0
+    assert (before[-1] - after[-1])[:, -1].abs().max() > 0  # text behind the images still reads them
+
+
+def test_text_between_images_hands_nothing_on(text, monkeypatch):
+    """Blocking the rows of image tokens alone, the letter of Eq. (1), would leak through it."""
+    inputs = embeddings(text)
+    free = AT & ~BLOCKED
+    with knockout(text, AT, BLOCKED):
+        before, after = states(text, inputs), states(text, moved(inputs, BLOCKED))
+    assert (before[-1] - after[-1])[free].abs().max() == 0
+    monkeypatch.setattr(attention, "relaying", lambda image, allowed: image)
+    with knockout(text, AT, BLOCKED):
+        before, after = states(text, inputs), states(text, moved(inputs, BLOCKED))
+    assert (before[-1] - after[-1])[free].abs().max() > 1e-3
+
+
+def test_prefix_that_sees_all_of_itself_hands_nothing_on(text):
+    """As in PaliGemma: text behind the image is heard by the image, so it may not read what is knocked out."""
+    inputs = embeddings(text)[1:, :8]
+    image, blocked = AT[1:, :8] & (torch.arange(8) < 6), BLOCKED[1:, :8] & (torch.arange(8) < 6)
+    full = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    if text.config._attn_implementation == "eager":
+        full = torch.zeros(1, 1, 8, 8)
+    with knockout(text, image, blocked):
+        before, after = states(text, inputs, full), states(text, moved(inputs, blocked), full)
+    assert (before[-1] - after[-1])[image & ~blocked].abs().max() == 0
+    assert (states(text, inputs, full)[-1] - states(text, moved(inputs, blocked), full)[-1])[image & ~blocked].any()
 
 
 def test_a_set_in_one_image_leaves_the_other_image_as_it_was(text):
@@ -332,9 +359,14 @@ def test_back_end_that_cannot_honour_a_mask_is_refused_by_name(llava):
         text.config._attn_implementation = before
 
 
-def test_sliding_windows_are_refused_by_name():
+def test_sliding_windows_are_refused_by_name_where_something_is_to_be_allowed():
     size = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = MistralConfig(**size, num_hidden_layers=1, vocab_size=8, sliding_window=4)
     config.layer_types = ["sliding_attention"]
+    text = MistralModel(config)
     with pytest.raises(ModelError, match="MistralModel has sliding_attention; only full_attention can be edited"):
-        require_maskable(MistralModel(config))
+        bidirectional_mask(text, torch.zeros(1, 3, 32), None, torch.ones(1, 3, dtype=torch.bool))
+    require_maskable(text)  # to forbid is possible within a window, too
+    config.layer_types = ["linear_attention"]
+    with pytest.raises(ModelError, match="MistralModel has linear_attention"):
+        require_maskable(text)

@@ -17,7 +17,7 @@ from transformers.masking_utils import create_causal_mask
 from segbench import attention
 from segbench.adapters import base
 from segbench.adapters.canvas import Canvas
-from segbench.adapters.llava import Llava
+from segbench.adapters.layout import Framing
 from segbench.errors import ModelError
 from segbench.kernels import Target
 from segbench.metrics import confusion, oracle
@@ -57,6 +57,7 @@ def test_a_stretched_grid_is_caught(checkpoint, monkeypatch):
     adapter = load(checkpoint, preprocess="native")
     assert seen_by_the_model(adapter) > 95
     monkeypatch.setattr(Canvas, "grid_map", lambda self, image: GridMap.squash(self.grid, image))
+    monkeypatch.setattr(Framing, "grid_map", lambda self, place, image: GridMap.squash(place.grid, image))
     assert seen_by_the_model(adapter) < 70
 
 
@@ -80,12 +81,18 @@ def lit_patches(adapter, site):
 def test_transposed_tokens_are_caught(checkpoint, monkeypatch, site):
     adapter = load(checkpoint)
     assert lit_patches(adapter, site) == [4, 9, 32]
-    original, order = (Llava.patches if site == base.ENCODER else Llava._prompt), torch.arange(36).reshape(H, W).T
-    if site == base.ENCODER:
-        monkeypatch.setattr(Llava, "patches", lambda self, consumed: original(self, consumed)[:, order.flatten()])
-    else:
-        monkeypatch.setattr(Llava, "_prompt", lambda self, image: _transposed(*original(self, image), order.flatten()))
+    place, order = Canvas.place, np.arange(36).reshape(H, W).T.flatten()
+
+    def transposed(self, picture):
+        found = place(self, picture)
+        if site == base.ENCODER:
+            return replace(found, consumed=(found.consumed[0][order],))
+        return replace(found, patches=found.patches[order])
+
+    monkeypatch.setattr(Canvas, "place", transposed)
     assert lit_patches(adapter, site) != [4, 9, 32]
+    with pytest.raises(ModelError, match="layout self-test failed"):
+        load(checkpoint)
 
 
 # 3. Class ids that are shifted by one on the way into the loss and into the counts.
@@ -159,7 +166,3 @@ def _seen(grid_map):
     seen = np.zeros(grid_map.image, bool)
     seen[top:bottom, left:right] = True
     return seen
-
-
-def _transposed(ids, image_at, order):
-    return ids, image_at[:, order]

@@ -36,7 +36,10 @@ def test_every_yaml_that_is_shipped_is_right(entry):
         ("adapter: llava\nmask_swap: no\n", "m.yaml:2: mask_swap: expected true or false, got 'no'"),
         ("adapter: llava\nprompt: 3\n", "m.yaml:2: prompt: expected text (quote it if it is meant to be), got 3"),
         ("adapter: llava\nname: other\n", "m.yaml:2: name: a file's name is its registered name: 'm'"),
-        ("adapter: llava\nhub: a/b\n", "'hub' and 'revision' belong together"),
+        (
+            f"adapter: llava\nrevision: {'a' * 40}\n",
+            "'revision' is a commit of the 'hub' repository, which is not given",
+        ),
         ("adapter: llava\nhub: ../b\nrevision: x\n", "m.yaml:2: hub: expected ORG/NAME, got '../b'"),
         ("adapter: llava\nhub: a/b\nrevision: main\n", "m.yaml:3: revision: expected a commit of 40"),
         (

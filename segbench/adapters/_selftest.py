@@ -1,7 +1,7 @@
-"""Proofs, on the real back end and at load, that this model's attention does what a measurement will say it does.
+"""Proofs, on the real back end and at load, that patches are where they should be and attention does what it should.
 
-A hook that silently does nothing, a causal model labelled bidirectional and a mask in the wrong tongue all give
-plausible curves; here they give an error.
+A transposed grid, a hook that silently does nothing, a causal model labelled bidirectional and a mask in the wrong
+tongue all give plausible curves; here they give an error.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,82 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from segbench.adapters import light
 from segbench.adapters.base import FINAL, Adapter, Encoded
 from segbench.attention import require_maskable
 from segbench.errors import CellError, ModelError
-from segbench.types import Sample
+from segbench.types import Sample, Site
 
 # Largest difference, relative to the rms of the states, between two kernels that compute the same: a mask that forbids
 # nothing may run another kernel than no mask at all.
+IMAGE = (180, 252)  # H x W pixels of what the layout is tested on: no square, so that no axis passes for the other
+HALF = 0.5  # patches
+BLUR = 0.5  # patches by which resizing may smear a band
+
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 
 
-def run(adapter: Adapter) -> dict[str, float]:
+def run(adapter: Adapter) -> None:
+    """Prove layout and attention; what was measured goes to `selftests`, the widths of all sites to `widths`.
+
+    ModelError as soon as one of them is wrong.
+    """
+    adapter.selftests = layout(adapter)
+    adapter.selftests |= attention(adapter)
+    adapter.widths = _widths(adapter)
+
+
+def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
+    """Paint every row and column of patches on an image of H x W pixels, at the place that the grid map gives it.
+
+    `layout`: largest distance, in patches, between where a patch should be and where its token lights up. `encoder`:
+    the same for the rows that the projector consumes. `placeless`: image tokens that are no patches of this grid.
+    ModelError if a patch is misplaced by half a patch or more, or sees more of the image than its own surroundings.
+    """
+    adapter.prepare(_noise(1))  # which counts the tokens
+    grid_map, placement = adapter.grid_map(image), adapter.placement(image)
+    h, w = placement.grid
+    cells = [np.floor(grid_map.coordinates(axis) + 0.5).astype(np.int64) for axis in (0, 1)]
+    bands = [light.behind(cell, count) for cell, count in zip(cells, (h, w), strict=True)]
+    frame = adapter.layout.framing
+    found = light.look(adapter.embedder, frame, adapter.layout.arguments, image, bands[0], bands[1])
+    expected = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij")).reshape(2, -1)
+    whole = [_whole(grid_map.scale[axis], bands[axis]) for axis in (0, 1)]
+    painted = (whole[0][:, None] & whole[1][None]).reshape(-1)  # patches that lie on the image, not on padding
+
+    def misplaced(response: light.Response, which: np.ndarray) -> float:
+        lit = response.lit()[which]
+        if (painted & ~lit).any():
+            return float("inf")
+        away = np.abs(response.centres()[:, which] - expected)[:, painted]
+        return float(max(away.max(), response.spread()[:, which][:, painted].max() - BLUR, 0))
+
+    if len(placement.patches) != h * w or placement.patches.max() >= len(found.tokens.lit()):
+        raise ModelError(f"{adapter.spec.name}: the layout names {len(placement.patches)} tokens for {h} x {w} patches")
+    distances = {"layout": misplaced(found.tokens, placement.patches), "encoder": 0.0}
+    for response, index in zip(found.consumed, placement.consumed, strict=True):
+        for column in index.T:
+            distances["encoder"] = max(distances["encoder"], misplaced(response, column))
+    for name, distance in distances.items():
+        if not distance < HALF:
+            what = "image token" if name == "layout" else "row that the projector consumes"
+            raise ModelError(
+                f"{adapter.spec.name}: layout self-test failed: an {what} is {distance:.2f} patches from where the "
+                f"grid of {h} x {w} patches puts it (an image of {image[0]} x {image[1]} pixels, preprocess: "
+                f"{adapter.spec.preprocess})"
+            )
+    return distances | {"placeless": float(placement.tokens - h * w)}
+
+
+def attention(adapter: Adapter) -> dict[str, float]:
     """What was measured, by name; ModelError as soon as one of them is wrong. All differences are of `llm.norm`.
 
     `leak`: change of the other image tokens when knocked-out ones change, exactly 0. `effect`: change of the other
     image tokens by the knockout itself, above 0. `nothing` and `plain`, relative to the states' rms: a knockout of no
     token, and the transformers model's own forward pass, against decode(encode()). `first_token`: change of the first
-    patch when the last one changes, above 0 exactly if the model is bidirectional.
+    patch when the last one changes, above 0 exactly if the model is bidirectional. Where attention cannot be edited
+    only `plain` and `first_token` are there.
     """
-    require_maskable(adapter.parts.text)
     batch = adapter.prepare(_noise(2))
     encoded = adapter.encode(batch)
     patches = encoded.image_at.shape
@@ -44,26 +101,30 @@ def run(adapter: Adapter) -> dict[str, float]:
     def states(given: Encoded, knocked: Tensor | None = None) -> Float[Tensor, "b t d"]:
         return adapter.decode(given, [FINAL], knocked)[FINAL].float()
 
-    try:
-        plain = states(encoded)
-        cut = states(encoded, blocked)
-        cut_moved = states(_moved(encoded, blocked), blocked)
-        nothing = states(encoded, torch.zeros_like(blocked))
-        last_moved = states(_moved(encoded, last))
-    except CellError as error:
-        raise ModelError(f"{adapter.spec.name}: attention self-test: {error}") from error
+    plain = states(encoded)
+    last_moved = states(_moved(encoded, last))
     with torch.no_grad(), adapter.attention():
         inputs = {name: tensor.to(adapter.device) for name, tensor in batch.inputs.items()}
         whole = adapter.parts.outer(**inputs, use_cache=False).last_hidden_state.float()
     rows = torch.arange(2, device=adapter.device)[:, None]
     rms = plain.square().mean().sqrt()
     found = {
-        "leak": _largest((cut_moved - cut)[~blocked]),
-        "effect": _largest((cut - plain)[~blocked]),
-        "nothing": _largest((nothing - plain) / rms),
         "plain": _largest((whole[rows, encoded.image_at] - plain) / rms),
         "first_token": _largest((last_moved - plain)[:, 0]),
     }
+    if not adapter.declared.no_knockout:
+        require_maskable(adapter.parts.text)
+        try:
+            cut = states(encoded, blocked)
+            cut_moved = states(_moved(encoded, blocked), blocked)
+            nothing = states(encoded, torch.zeros_like(blocked))
+        except CellError as error:
+            raise ModelError(f"{adapter.spec.name}: attention self-test: {error}") from error
+        found |= {
+            "leak": _largest((cut_moved - cut)[~blocked]),
+            "effect": _largest((cut - plain)[~blocked]),
+            "nothing": _largest((nothing - plain) / rms),
+        }
     if not bool(torch.isfinite(torch.tensor(list(found.values()))).all()):
         raise ModelError(
             f"{adapter.spec.name}: attention self-test: states of the LLM are not finite ({_listed(found)})"
@@ -76,11 +137,11 @@ def run(adapter: Adapter) -> dict[str, float]:
 def _wrong(found: dict[str, float], adapter: Adapter) -> list[str]:
     """One sentence for every self-test that failed."""
     limit, wrong = TOLERANCE[adapter.spec.dtype], []
-    if found["leak"] != 0:
+    if found.get("leak", 0) != 0:
         wrong.append(f"knocked-out image tokens still reach others, which moved by {found['leak']:.1e} instead of 0")
-    if found["effect"] == 0:
+    if found.get("effect") == 0:
         wrong.append("a knockout changes nothing: its mask is not honoured")
-    if found["nothing"] > limit:
+    if found.get("nothing", 0) > limit:
         wrong.append(f"a knockout of no token changes the states by {found['nothing']:.1e} of their rms")
     if found["plain"] > limit:
         wrong.append(f"the model's own forward pass differs by {found['plain']:.1e} of the states' rms")
@@ -90,6 +151,20 @@ def _wrong(found: dict[str, float], adapter: Adapter) -> list[str]:
     if not sees and adapter.spec.attention == "bidirectional":
         wrong.append("the first image token does not see the last one, yet the spec says bidirectional")
     return wrong
+
+
+def _widths(adapter: Adapter) -> dict[Site, int]:
+    """Feature width of every site, as read from one image."""
+    sites = [site for site in adapter.known_sites() if site.stream != "key_pre"]  # as wide as the keys that follow
+    found = adapter.read(adapter.prepare(_noise(1)), sites)
+    widths = {site: found[site].shape[-1] for site in sites}
+    before = {Site("llm", layer, "key_pre"): widths[Site("llm", layer, "key")] for layer in range(adapter.depth)}
+    return widths | before
+
+
+def _whole(scale: float, bands: list[tuple[int, int]]) -> np.ndarray:
+    """Which rows (or columns) of patches lie on the image by at least three quarters."""
+    return np.array([end - first >= 0.75 / scale - 1 for first, end in bands])
 
 
 def _moved(encoded: Encoded, which: Tensor) -> Encoded:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -20,7 +21,10 @@ from segbench.errors import CellError, SpecError
 from segbench.geometry import patch_labels
 from segbench.kinds.base import Job, probed
 from segbench.specs import Spec, TaskSpec
-from segbench.types import IGNORE, Measure, Site
+from segbench.types import IGNORE, Dataset, Measure, Sample, Site
+
+if TYPE_CHECKING:
+    from segbench.adapters.base import Batch
 
 BLOCKING = ("incorrect", "correct", "random")
 CONDITIONS = ("none", *BLOCKING)
@@ -63,13 +67,14 @@ def run(job: Job) -> Iterator[Measure]:
     import torch
 
     from segbench import probes
-    from segbench.features import checked
 
     params: Params = job.params
     source = job.required[params.probes]
     val = source.params.data.load("val", job.limit)
     probed = map(Site.parse, source.result.about["sites"])
-    sites = tuple(site for site in probed if site.stage != "encoder" and site.layer != "norm")
+    sites = tuple(
+        site for site in probed if site.stage != "encoder" and site.layer != "norm" and site.stream == "hidden"
+    )
     if Site("adapter") not in sites or len(sites) < 2:
         raise CellError(f"{params.probes} probes no adapter or no LLM layer: a knockout needs both")
     bank = probes.ProbeBank.load(source.result.arrays("probes"), sites, job.adapter.device)
@@ -79,9 +84,7 @@ def run(job: Job) -> Iterator[Measure]:
 
     rows: list[_Row] = []
     left_out = dict.fromkeys(confused, 0)
-    for start in range(0, len(val), job.batch_size):
-        samples = [checked(val, index) for index in range(start, min(start + job.batch_size, len(val)))]
-        batch = job.adapter.prepare(samples)
+    for start, samples, batch in _batches(job, val):
         encoded = job.adapter.encode(batch)
         plain = bank.patches(job.adapter.decode(encoded, sites)).cpu().numpy()  # l b t
         cases: list[_Case] = []
@@ -162,6 +165,19 @@ class _Row:
     c: int
     n0: int
     n: Int[np.ndarray, "conditions l"]
+
+
+def _batches(job: Job, val: Dataset) -> "Iterator[tuple[int, list[Sample], Batch]]":
+    """All val images in order, with the number of the first one of each batch."""
+    from segbench.features import checked
+
+    for start in range(0, len(val), job.batch_size):
+        samples = [checked(val, index) for index in range(start, min(start + job.batch_size, len(val)))]
+        first = start
+        for batch in job.adapter.batches(samples):
+            count = len(batch.grids)
+            yield first, samples[first - start : first - start + count], batch
+            first += count
 
 
 def _window(text: str, blocks: int) -> range:

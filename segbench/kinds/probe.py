@@ -18,6 +18,7 @@ from segbench.store import Cell
 from segbench.types import Dataset, Measure, Site
 
 if TYPE_CHECKING:
+    from segbench.adapters.base import Adapter
     from segbench.features import FeatureSource
     from segbench.probes import Best, ProbeBank, Trainer
 
@@ -46,7 +47,7 @@ class Params(Spec):
 
     data: DataSpec
     protocol: Protocol = Protocol()
-    sites: tuple[SiteName, ...] | None = Field(default=None, description="all of the model's when left out")
+    sites: tuple[SiteName, ...] | None = Field(default=None, description="all residuals of the model when left out")
     features: Literal["auto", "stream", "memory"] = "auto"
 
 
@@ -69,7 +70,7 @@ def run(job: Job) -> Iterator[Measure]:
     train, val = params.data.load("train", job.limit), params.data.load("val", job.limit)
     if train.classes != val.classes:
         raise DataError(f"{params.data.name}: train has the classes {train.classes}, val {val.classes}")
-    sites = _sites(job.adapter.sites(), params.sites)
+    sites = _sites(job.adapter, params.sites)
     read = _Tally(job, len(train) + len(val), "reading")
     sources = [features.source(job.adapter, d, sites, job.batch_size, params.features, read) for d in (train, val)]
     ceiling = _ceiling(job, val)
@@ -90,11 +91,11 @@ def run(job: Job) -> Iterator[Measure]:
             "sites": [str(site) for site in sites],
             "classes": list(train.classes),
             "images": ceiling.names,
-            "grid": list(ceiling.grid),
             "selection": params.protocol.selection,
             "best_epochs": {str(site): epoch + 1 for site, epoch in best_epochs},
             "train_images": len(train),
         }
+        | ({"grid": list(ceiling.grids[0])} if len(ceiling.grids) == 1 else {})
     )
     yield Measure("coverage", 100 * ceiling.seen / ceiling.labelled, "%", len(val))
     yield Measure("classes_present", int((counts[0, ..., 1].sum(0) > 0).sum()), "count", len(val))
@@ -107,7 +108,7 @@ class _Ceiling:
     """What the geometry alone decides about the val split."""
 
     names: list[str]
-    grid: tuple[int, int]
+    grids: list[tuple[int, int]]  # one, unless the model gives images grids of their own
     seen: int  # labelled pixels that the model saw
     labelled: int
     counts: Int[np.ndarray, "k 3"]  # of the oracle: the best that patches of this size could do
@@ -117,16 +118,17 @@ def _ceiling(job: Job, val: Dataset) -> _Ceiling:
     """One look at every val image, before anything is trained; the model does not run."""
     from segbench.features import checked
 
-    names, seen, labelled, grid = [], 0, 0, (0, 0)
+    names, seen, labelled, grids = [], 0, 0, set()
     total = np.zeros((len(val.classes), 3), np.int64)
     for index in range(len(val)):
         sample = checked(val, index)
-        (grid_map,) = job.adapter.prepare([sample]).grids
+        grid_map = job.adapter.grid_map((sample.image.height, sample.image.width))
         covered = coverage(sample.mask, grid_map)
         names.append(sample.name)
-        seen, labelled, grid = seen + covered.seen, labelled + covered.labelled, grid_map.grid
+        seen, labelled = seen + covered.seen, labelled + covered.labelled
+        grids.add(grid_map.grid)
         total += oracle.counts(sample.mask, grid_map, len(val.classes))
-    return _Ceiling(names, grid, seen, labelled, total)
+    return _Ceiling(names, sorted(grids), seen, labelled, total)
 
 
 class _Tally:
@@ -140,13 +142,17 @@ class _Tally:
         self.job.progress(self.done, self.total, self.what)
 
 
-def _sites(known: Sequence[Site], wanted: tuple[str, ...] | None) -> tuple[Site, ...]:
-    """The sites to probe, in the order of the model."""
+def _sites(adapter: "Adapter", wanted: tuple[str, ...] | None) -> tuple[Site, ...]:
+    """The sites to probe, in the order of the model: all residuals, unless some are named."""
     if wanted is None:
-        return tuple(known)
+        return adapter.sites()
+    known = adapter.known_sites()
     asked = {Site.parse(text) for text in wanted}
     if strange := asked - set(known):
-        raise SpecError(f"no site {', '.join(map(str, strange))}; this model has {', '.join(map(str, known))}")
+        raise SpecError(
+            f"no site {', '.join(map(str, strange))}; this model has "
+            f"{', '.join(map(str, adapter.sites()))} and llm.L.key, llm.L.value"
+        )
     return tuple(site for site in known if site in asked)
 
 

@@ -52,13 +52,13 @@ def run(job: Job) -> Iterator[Measure]:
     if str(site) not in source.result.about["sites"]:
         raise CellError(f"{params.probes} has no probe at {site}; it has {', '.join(source.result.about['sites'])}")
     bank = probes.ProbeBank.load(source.result.arrays("probes"), [site], job.adapter.device)
+    if "grid" not in source.result.about:
+        raise CellError("the images of this model have grids of their own each; use `preprocess: squash`")
     grid = tuple(source.result.about["grid"])
 
     hit, counted = np.zeros((2, len(val), grid[0] * grid[1]), np.int32)
     stream = features.Streamed(job.adapter, val, [site], job.batch_size)
     for row, (pixels, target) in enumerate(probes.predictions(bank, stream, range(len(val)))):
-        if target.grid_map.grid != grid:
-            raise CellError(f"{val[row].name} has a grid of {target.grid_map.grid} patches, the first image {grid}")
         patch = patch_index(target.grid_map)
         labelled = target.valid.cpu().numpy() & (patch >= 0)
         right = (pixels[0] == target.labels).cpu().numpy() & labelled

@@ -68,10 +68,7 @@ def test_every_site_is_what_transformers_computes(adapters, tower):
     assert torch.equal(adapter.parts.norm(features[LLM[4]]), features[FINAL])  # transformers shows it normed alone
     assert torch.equal(features[ADAPTER], features[Site("llm", 0)])
     assert features.keys() >= set(adapter.sites())
-    assert {site: feature.shape[-1] for site, feature in features.items()} == {
-        **adapter.widths,
-        Site("llm", 0): adapter.widths[ADAPTER],
-    }
+    assert {site: feature.shape[-1] for site, feature in features.items()}.items() <= adapter.widths.items()
 
 
 @pytest.mark.parametrize("tower", tiny_models.TOWERS)
@@ -84,7 +81,7 @@ def test_encoder_is_what_the_projector_consumes_and_adapter_what_it_gives(adapte
     special = {"siglip": 0, "dinov2-registers": 1 + tiny_models.REGISTERS}.get(tower, 1)  # CLS and registers
     assert torch.equal(features[ENCODER], vision.hidden_states[-2][:, special:])
     torch.testing.assert_close(features[ADAPTER], adapter.parts.projector(features[ENCODER]), rtol=0, atol=1e-5)
-    assert features[ENCODER].shape[1] == adapter.grid[0] * adapter.grid[1] == 36
+    assert features[ENCODER].shape[1] == 36
 
 
 @torch.no_grad()
@@ -116,7 +113,7 @@ def test_prompt_after_the_image_changes_nothing(folders):
 
 def lit_patches(adapter: Adapter, image: tuple[int, int], order: Callable[[torch.Tensor], torch.Tensor]) -> list[bool]:
     """Whether a block painted where the grid map says that patch t lies changes the encoder most at token t."""
-    h, w = adapter.grid
+    h, w = adapter.placement(image).grid
     grey = np.full((*image, 3), 90, np.uint8)
     (grid_map,) = adapter.prepare([Sample("", Image.fromarray(grey), np.zeros(image, np.uint8))]).grids
     rows, columns = (np.floor(grid_map.coordinates(axis) + 0.5) for axis in (0, 1))
@@ -143,7 +140,7 @@ def test_painted_block_lights_up_the_patch_that_the_grid_map_names(folders, towe
 
 
 def test_tokens_read_by_columns_light_up_other_patches(clip):
-    transposed = lit_patches(clip, (96, 96), lambda x: x.unflatten(1, clip.grid).transpose(1, 2).flatten(1, 2))
+    transposed = lit_patches(clip, (96, 96), lambda x: x.unflatten(1, (6, 6)).transpose(1, 2).flatten(1, 2))
     assert sum(transposed) == 6  # the diagonal
 
 
@@ -195,7 +192,7 @@ def test_llm_runs_no_deeper_than_the_sites_ask_for(clip):
     assert list(clip.parts.text.layers) == layers
 
 
-@pytest.mark.parametrize("site", ["llm.5", "llm.2.value"])
+@pytest.mark.parametrize("site", ["llm.5", "llm.4.value"])
 def test_site_that_the_model_does_not_have_is_told(clip, site):
     with pytest.raises(
         SpecError, match=rf"tiny has no site {site}; it has encoder, adapter, llm\.1 to llm\.4, llm\.norm"
@@ -323,7 +320,7 @@ def test_processor_that_miscounts_the_tokens_is_refused(copy):
     rewritten(
         folder, "processor_config.json", vision_feature_select_strategy="default"
     )  # drops a patch as if it were CLS
-    refused(folder, r"makes 35 image tokens, expected 0 registers \+ 6 x 6 patches")
+    refused(folder, r"LlavaProcessor makes 35 image tokens .*, expected 36 with 6 x 6 patches among them")
 
 
 def test_token_that_is_not_the_models_is_refused(copy):
@@ -365,7 +362,7 @@ def test_weights_that_are_not_finite_are_refused(copy):
 
 
 def test_flash_attention_is_no_implementation(folders):
-    with pytest.raises(ValidationError, match="'sdpa' or 'eager'"):
+    with pytest.raises(ValidationError, match="'sdpa', 'eager' or 'flex_attention'"):
         tiny_models.spec(folders["clip"], implementation="flash_attention_2")
 
 

@@ -74,7 +74,7 @@ def test_what_was_written_answers_through_its_own_processor(bidirectional):
 def test_what_was_written_is_read_at_every_site_and_passes_the_self_tests(bidirectional):
     spec = ModelSpec(name="minute", adapter="llava", weights=bidirectional, attention="bidirectional")
     adapter = base.load(spec, "cpu")
-    assert adapter.grid == (6, 6)
+    assert adapter.placement((48, 48)).grid == (6, 6)
     assert adapter.widths[base.ENCODER] == 2 * 32  # of two vision layers
     assert adapter.selftests["first_token"] > 0
 

@@ -1,0 +1,158 @@
+"""A checkpoint folder as a transformers model and the processor that was saved with it.
+
+Always the stock class that the config names: a subclass silently loses transformers' renaming of tensors, and all
+weights with it. Nothing that the folder holds is ever run as code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.processing_utils import MODALITY_TO_BASE_CLASS_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from segbench.adapters import weights
+from segbench.errors import ModelError
+from segbench.specs import ModelSpec
+
+PARTS = ("text_config", "vision_config")  # of a config; transformers would make up billions of random parameters
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model in evaluation mode, and its processor."""
+
+    spec: ModelSpec
+    device: torch.device
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    config: Mapping[str, Any]  # as written in the folder
+
+    @property
+    def image_token_id(self) -> int:
+        """The token that stands for image features; ModelError if the config names none."""
+        known = self.model.config.to_dict()
+        for name in ("image_token_id", "image_token_index"):
+            if isinstance(known.get(name), int):
+                return known[name]
+        raise ModelError(f"{self.spec.name}: the config of {type(self.model).__name__} names no image token")
+
+
+def load(spec: ModelSpec, device: str, *families: str) -> Checkpoint:
+    """The checkpoint of a spec; `families` are the model types that the adapter reads, all if none is named.
+
+    MissingInput without weights; ModelError for an incomplete checkpoint, another architecture, tensors that are
+    missing, unexpected or of another shape, and weights trained with another attention than the spec says.
+    """
+    folder = weights.folder(spec)
+    config = weights.inspect(folder)
+    found = config.get("model_type")
+    if families and found not in families:
+        raise ModelError(
+            f"{spec.name}: {folder} holds a {found!r} model, the adapter {spec.adapter} reads "
+            f"{' or '.join(map(repr, families))}; name the adapter of that family in the spec, or `adapter: auto`"
+        )
+    for part in PARTS if families else (name for name in PARTS if name in config):
+        if not config.get(part) or not isinstance(config[part], dict):
+            raise ModelError(f"{spec.name}: the config in {folder} has no {part}, so its {part[:-7]} model is unknown")
+    _same_attention(spec, config)
+    model = _model(spec, folder)
+    processor = _processor(spec, folder, model)
+    nn.Module.to(model, device)
+    return Checkpoint(spec, torch.device(device), model, processor, config)
+
+
+def _same_attention(spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    """ModelError if the weights say that they were trained with another attention than the spec runs them with."""
+    trained = config.get("image_attention", spec.attention)  # a stock checkpoint does not say
+    same = trained == spec.attention or (trained, spec.attention) == ("causal", "native")
+    if not same and not spec.mask_swap:
+        raise ModelError(
+            f"{spec.name}: the weights were trained with {trained} image attention, the spec says {spec.attention}; "
+            "write what they were trained with, or `mask_swap: true` to run them with the other mask on purpose"
+        )
+
+
+def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.implementation,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    except (SafetensorError, StrictDataclassError, ImportError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{spec.name}: {folder} cannot be loaded: {error}") from error
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    model, report = loaded
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in wrong.items() if names)
+        raise ModelError(f"{spec.name}: the tensors in {folder} do not fit its config: {told}")
+    return model.eval().requires_grad_(False)
+
+
+def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> ProcessorMixin:
+    """The processor class of the model's family, made of the checkpoint's parts.
+
+    AutoProcessor would refuse every family that can also see videos where torchvision is absent; a stand-in takes the
+    place of the part that reads videos.
+    """
+    try:
+        cls = PROCESSOR_MAPPING[type(model.config)]
+    except KeyError:
+        raise ModelError(f"{spec.name}: transformers has no processor for {model.config.model_type!r} models") from None
+    try:
+        parts = []
+        for name in cls.get_attributes():
+            if name == "image_processor":
+                parts.append(
+                    AutoImageProcessor.from_pretrained(
+                        folder, backend=spec.backend, local_files_only=True, trust_remote_code=False
+                    )
+                )
+            elif name == "video_processor":
+                parts.append(_no_videos(cls))
+            elif name == "tokenizer":
+                parts.append(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+            else:
+                raise ModelError(f"{spec.name}: {cls.__name__} also wants a {name}, which segbench does not load")
+        settings, _ = cls.get_processor_dict(folder, local_files_only=True)
+        return cls.from_args_and_dict(parts, settings)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise ModelError(f"{folder}: the processor cannot be loaded: {error}") from error
+
+
+def _no_videos(cls: type[ProcessorMixin]) -> Any:
+    """An object of the class that the processor insists on, without the libraries that class would need."""
+    base: Any = cls.get_possibly_dynamic_module(MODALITY_TO_BASE_CLASS_MAPPING["video_processor"])
+    return object.__new__(type("NoVideos", (base,), {}))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

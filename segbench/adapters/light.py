@@ -1,0 +1,142 @@
+"""Paint a band across an image and see which tokens light up: where patches are, measured rather than believed.
+
+While this is looked at, the blocks of the vision tower are passed by, so that no token hears of another: what is left
+of the model (processor, patch embedding, merging, window order, projector, packing into the prompt) is all that can
+move a patch to another place. Nothing of it is re-implemented here.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from segbench.adapters.embedder import Embedder
+from segbench.adapters.layout import Framing, Size
+
+AT_ONCE = 8  # pictures per forward pass
+
+Bands = Sequence[tuple[int, int]]  # first pixel and the one behind the last
+
+
+class Response(NamedTuple):
+    """How much each token changes with each painted band."""
+
+    rows: Float[np.ndarray, "p n"]
+    columns: Float[np.ndarray, "q n"]
+
+    def lit(self) -> Bool[np.ndarray, " n"]:
+        """The tokens that see anything of the image."""
+        return (self.rows.max(0) > 0) & (self.columns.max(0) > 0)
+
+    def centres(self) -> Float[np.ndarray, "2 n"]:
+        """Row and column of each token, in bands from the first one's centre; the middle of what it responds to."""
+        found = []
+        for response in self:
+            weights = np.square(response / np.where(response.max(0) > 0, response.max(0), 1))
+            total = np.where(weights.sum(0) > 0, weights.sum(0), 1)
+            found.append((weights * np.arange(len(response))[:, None]).sum(0) / total)
+        return np.stack(found)
+
+    def spread(self) -> Float[np.ndarray, "2 n"]:
+        """Deviation of the bands that each token responds to from its centre, in bands."""
+        found = []
+        for response, centre in zip(self, self.centres(), strict=True):
+            weights = np.square(response / np.where(response.max(0) > 0, response.max(0), 1))
+            total = np.where(weights.sum(0) > 0, weights.sum(0), 1)
+            away = np.square(np.arange(len(response))[:, None] - centre)
+            found.append(np.sqrt((weights * away).sum(0) / total))
+        return np.stack(found)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Of the image tokens in the prompt, and of the rows of every tensor that the projector consumes."""
+
+    tokens: Response
+    consumed: tuple[Response, ...]
+    shapes: tuple[tuple[int, ...], ...]  # of the consumed tensors, for one picture, without their width
+
+
+def look(
+    embedder: Embedder, framing: Framing, arguments: Mapping[str, Any], image: Size, rows: Bands, columns: Bands
+) -> Light:
+    """Paint every band of rows and of columns on an image of H x W pixels and run the model up to its LLM."""
+    draw = np.random.default_rng(0)
+    canvas = draw.integers(0, 256, (*image, 3), dtype=np.uint8)
+    painted = [canvas]
+    for axis, bands in enumerate((rows, columns)):
+        for first, end in bands:
+            one = canvas.copy()
+            part = one[first:end] if axis == 0 else one[:, first:end]
+            part[...] = 255 - part
+            painted.append(one)
+    tokens: list[Tensor] = []
+    consumed: list[list[Tensor]] = []
+    shapes: tuple[tuple[int, ...], ...] = ()
+    with tokenwise(embedder):
+        for start in range(0, len(painted), AT_ONCE):
+            pictures = [framing.picture(Image.fromarray(one)) for one in painted[start : start + AT_ONCE]]
+            ones = [embedder.inputs(picture, arguments) for picture in pictures]
+            inputs = {name: torch.cat([one[name] for one in ones]) for name in ones[0]}
+            found = embedder.embed(inputs)
+            image_at = (inputs["input_ids"][0] == embedder.parts.image_token_id).nonzero()[:, 0]
+            tokens.append(found.call["inputs_embeds"][:, image_at.to(embedder.checkpoint.device)].float().cpu())
+            split = [one.float().cpu().flatten(0, -2).unflatten(0, (len(ones), -1)) for one in found.consumed]
+            consumed.append(split)
+            shapes = tuple((-1, *one.shape[1:-1]) for one in found.consumed)
+    responses = [_response(torch.cat(tokens), len(rows))]
+    responses += [_response(torch.cat(ones), len(rows)) for ones in zip(*consumed, strict=True)]
+    return Light(responses[0], tuple(responses[1:]), shapes)
+
+
+@contextmanager
+def tokenwise(embedder: Embedder) -> Iterator[None]:
+    """The model with every block before the LLM passed by: modules in lists that give back what they took, in shape.
+
+    Hooks come first in line, so that those by which transformers collects hidden states see the same.
+    """
+    text = set(embedder.parts.text.modules())
+    lists = [module for module in embedder.parts.outer.modules() if isinstance(module, nn.ModuleList)]
+    blocks = {block for one in lists if one not in text for block in one}
+
+    def passed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        given = args[0] if args else kwargs.get("hidden_states")
+        first = out[0] if isinstance(out, tuple) else out
+        if not isinstance(given, Tensor) or not isinstance(first, Tensor) or first.shape != given.shape:
+            return None
+        return (given, *out[1:]) if isinstance(out, tuple) else given
+
+    hooks = [block.register_forward_hook(passed, with_kwargs=True, prepend=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def even(length: int, count: int) -> list[tuple[int, int]]:
+    """`count` bands, as equal as whole pixels allow, over a side of `length` pixels."""
+    edges = np.linspace(0, length, count + 1).round().astype(int)
+    return [(int(first), int(end)) for first, end in itertools.pairwise(edges)]
+
+
+def behind(cell: Int[np.ndarray, " n"], count: int) -> list[tuple[int, int]]:
+    """For each of `count` cells the pixels that belong to it; an empty band for a cell without any."""
+    found = []
+    for number in range(count):
+        pixels = np.flatnonzero(cell == number)
+        found.append((int(pixels[0]), int(pixels[-1]) + 1) if len(pixels) else (0, 0))
+    return found
+
+
+def _response(states: Float[Tensor, "p n d"], rows: int) -> Response:
+    """Distance of each token's state from that under the unpainted image, the first one."""
+    change = (states[1:] - states[0]).norm(dim=-1).double().numpy()
+    return Response(change[:rows], change[rows:])
