@@ -19,13 +19,16 @@ from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 Settings = dict[str, Any]
 
 QUESTION = "what is this"
 WORDS = (
     "what is this a red cat the you are helpful assistant. You language and vision "
-    "system user assistant model User: Assistant: USER: ASSISTANT:"
+    "system user assistant model : ###Human: User: Assistant: USER: ASSISTANT:"
 )
 WIDTH, DEPTH, HEADS = 48, 4, 4
 TEXT: Settings = {
@@ -57,7 +60,8 @@ class Family:
 
     name: str  # the config's model_type; variants have a suffix after a hyphen
     build: Callable[..., Toy]
-    template: str  # jinja, a miniature of what the real checkpoints have
+    template: str | None  # jinja, a miniature of what the real checkpoints have, if they have one
+    image: str = "<image>"  # what its processor wants for the image in a text, where no template says it
     prompt: str = f"USER: <image> {QUESTION}"
     minimum: str = "5.17.0"  # the first version of transformers that has it
 
@@ -74,7 +78,8 @@ def write(name: str, folder: Path, *, seed: int = 0, **config: Any) -> Path:
     toy.tokens.save_pretrained(folder)
     own = {"processor_class": toy.processor, **toy.own}  # without the parts, as on the hub: they have their own files
     (folder / "processor_config.json").write_text(json.dumps(own, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
+    if family.template:
+        (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
     return folder
 
 
@@ -158,6 +163,7 @@ def _square(side: int) -> Settings:
     return {"size": {"height": side, "width": side}}
 
 
+_UNTIED = {"tie_word_embeddings": False}
 _IMAGE = {"image_token": "<image>"}
 _IMAGE_ID = {"image_token_id": "<image>"}
 _IMAGE_VIDEO = {**_IMAGE, "video_token": "<video>"}
@@ -168,6 +174,7 @@ _CLIP_48: Settings = {
     "num_additional_image_tokens": 1,
     **_IMAGE,
 }
+_TILES_48: Settings = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]}
 _VICUNA = _chat("<image>\n", user=_say("USER: "), end=" ", reply="ASSISTANT:", first=True)
 
 
@@ -196,13 +203,12 @@ def _llava(**config: Any) -> Toy:
 
 def _llava_next(**config: Any) -> Toy:
     tokens = _vicuna()
-    tiles: Settings = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]}
     settings = hf.LlavaNextConfig(
         vision_config=_clip(),
         text_config=hf.LlamaConfig(**_text(tokens)),
-        **{**_ids(tokens, _IMAGE_ID), "image_seq_length": 36, **tiles, **config},
+        **{**_ids(tokens, _IMAGE_ID), "image_seq_length": 36, **_TILES_48, **config},
     )
-    images = hf.LlavaNextImageProcessorPil(**_cropped(48), **tiles)
+    images = hf.LlavaNextImageProcessorPil(**_cropped(48), **_TILES_48)
     return Toy(
         hf.LlavaNextForConditionalGeneration(settings), images, tokens, "LlavaNextProcessor", {**_CLIP_48, **_IMAGE}
     )
@@ -248,7 +254,7 @@ def _deepseek_vl(**config: Any) -> Toy:
     settings = hf.DeepseekVLConfig(
         vision_config=_siglip(),
         text_config=hf.LlamaConfig(**_text(tokens)),
-        **{**_ids(tokens, _DEEPSEEK_ID), "tie_word_embeddings": False, **config},
+        **{**_ids(tokens, _DEEPSEEK_ID), **_UNTIED, **config},
     )
     images = hf.DeepseekVLImageProcessorPil(**_square(48), **_HALF)
     model = hf.DeepseekVLForConditionalGeneration(settings)
@@ -272,7 +278,7 @@ def _deepseek_vl_hybrid(**config: Any) -> Toy:
         vision_config=_siglip(),
         high_res_vision_config=sam,
         text_config=hf.LlamaConfig(**_text(tokens)),
-        **{**_ids(tokens, _DEEPSEEK_ID), "tie_word_embeddings": False, **config},
+        **{**_ids(tokens, _DEEPSEEK_ID), **_UNTIED, **config},
     )
     high: Settings = _square(128)["size"]
     images = hf.DeepseekVLHybridImageProcessorPil(**_square(48), **_HALF, high_res_size=high)
@@ -311,6 +317,300 @@ def _qwen2_5_vl(**config: Any) -> Toy:
     return Toy(hf.Qwen2_5_VLForConditionalGeneration(settings), images, tokens, "Qwen2_5_VLProcessor")
 
 
+def _qwen2_vl(**config: Any) -> Toy:
+    tokens = _qwen(*_QWEN_IDS.values())
+    settings = hf.Qwen2VLConfig(
+        vision_config={**_QWEN_VISION, "embed_dim": 32, "hidden_size": WIDTH, "mlp_ratio": 2},
+        text_config={**_text(tokens), "rope_parameters": dict(_MROPE)},
+        **{**_ids(tokens, _QWEN_IDS), **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_PIXELS)
+    return Toy(hf.Qwen2VLForConditionalGeneration(settings), images, tokens, "Qwen2VLProcessor")
+
+
+def _qwen3_vl(**config: Any) -> Toy:
+    tokens = _qwen(*_QWEN_IDS.values())
+    settings = hf.Qwen3VLConfig(
+        vision_config={
+            **_QWEN_VISION,
+            "intermediate_size": 64,
+            "out_hidden_size": WIDTH,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [1, 2],  # enter the LLM after its blocks 0 and 1
+        },
+        text_config={**_text(tokens), "head_dim": 12, "rope_parameters": {**_MROPE, "mrope_interleaved": True}},
+        **{**_ids(tokens, _QWEN_IDS), **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_HALF, **_PIXELS)
+    return Toy(hf.Qwen3VLForConditionalGeneration(settings), images, tokens, "Qwen3VLProcessor")
+
+
+def _vipllava(**config: Any) -> Toy:
+    tokens = _vicuna()
+    layers = {"vision_feature_layers": [-2, -3, -4, 1]}  # the projector takes all of them side by side
+    settings = hf.VipLlavaConfig(
+        vision_config=_clip(),
+        text_config=hf.LlamaConfig(**_text(tokens)),
+        **{**_ids(tokens, _IMAGE_ID), "image_seq_length": 36, **layers, **config},
+    )
+    images = hf.CLIPImageProcessorPil(**_cropped(48))
+    model = hf.VipLlavaForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "LlavaProcessor", {**_CLIP_48, **_IMAGE})
+
+
+def _llava_next_video(**config: Any) -> Toy:
+    tokens = _tokenizer("</s>", "<pad>", bos="<s>", named=_IMAGE_VIDEO)
+    settings = hf.LlavaNextVideoConfig(
+        vision_config=_clip(),
+        text_config=hf.LlamaConfig(**_text(tokens)),
+        **{**_ids(tokens, _IMAGE_VIDEO_ID), "image_seq_length": 36, **_TILES_48, **config},
+    )
+    images = hf.LlavaNextImageProcessorPil(**_cropped(48), **_TILES_48)
+    model = hf.LlavaNextVideoForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "LlavaNextVideoProcessor", {**_CLIP_48, **_IMAGE_VIDEO})
+
+
+def _internvl(**config: Any) -> Toy:
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    tokens = _qwen(named={**named, "video_token": "<video>"})
+    settings = hf.InternVLConfig(
+        vision_config=hf.InternVLVisionConfig(**VISION, image_size=[96, 96], patch_size=[8, 8]),
+        text_config=hf.Qwen2Config(**_text(tokens)),
+        **{**_ids(tokens, {"image_token_id": "<IMG_CONTEXT>"}), "image_seq_length": 36, **_UNTIED, **config},
+    )
+    images = hf.GotOcr2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    model = hf.InternVLForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "InternVLProcessor", {"image_seq_length": 36})
+
+
+_GEMMA = _chat(
+    "<start_of_image>",
+    head="{{ bos_token }}",
+    user=_say("<start_of_turn>user\n"),
+    end="<end_of_turn>\n",
+    reply="<start_of_turn>model\n",
+)
+
+
+def _gemma3(**config: Any) -> Toy:
+    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokens = _tokenizer("<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", bos="<bos>", named=named)
+    text = hf.Gemma3TextConfig(
+        **{**_text(tokens), "tie_word_embeddings": True},
+        head_dim=12,
+        query_pre_attn_scalar=12,
+        sliding_window=16,  # less than an image
+        layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    )
+    ids = {"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>"}
+    settings = hf.Gemma3Config(
+        vision_config=_siglip(96),
+        text_config=text,
+        **{**_ids(tokens, {**ids, "image_token_index": "<image_soft_token>"}), "mm_tokens_per_image": 36, **config},
+    )
+    images = hf.Gemma3ImageProcessorPil(**_square(96))
+    model = hf.Gemma3ForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "Gemma3Processor", {"image_seq_length": 36})
+
+
+def _paligemma(**config: Any) -> Toy:
+    tokens = _tokenizer("<eos>", "<pad>", bos="<bos>", named=_IMAGE)
+    text = {**_text(tokens), "num_key_value_heads": 1, "head_dim": 12, "tie_word_embeddings": True}
+    sizes = {"projection_dim": WIDTH, "hidden_size": WIDTH, "vocab_size": len(tokens)}
+    settings = hf.PaliGemmaConfig(
+        vision_config=_siglip(),
+        text_config=hf.GemmaConfig(**text),
+        **{**_ids(tokens, {"image_token_index": "<image>"}), **sizes, **config},
+    )
+    images = hf.SiglipImageProcessorPil(**_square(48), image_seq_length=36)
+    return Toy(hf.PaliGemmaForConditionalGeneration(settings), images, tokens, "PaliGemmaProcessor")
+
+
+_TURNS: Settings = {"user": "{{ message['role'].capitalize() }}:", "end": "<end_of_utterance>\n", "reply": "Assistant:"}
+_IDEFICS = _chat("<image>", head="{{ bos_token }}", **_TURNS)
+_SMOL = _chat("<image>", head=_say("<|im_start|>"), **_TURNS)  # its tokenizer puts nothing in front
+_TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+_SPLIT: Settings = {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 96}, "do_image_splitting": True}
+
+
+def _smolvlm(**config: Any) -> Toy:
+    named = {
+        **_IMAGE,
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    tokens = _tokenizer("<end_of_utterance>", "<|im_end|>", "<|im_start|>", *_TILES, named=named)
+    settings = hf.SmolVLMConfig(
+        vision_config=hf.SmolVLMVisionConfig(**VISION, image_size=96, patch_size=8),
+        text_config=hf.LlamaConfig(**_text(tokens)),
+        **{**_ids(tokens, {**_IMAGE_ID, "pad_token_id": "<|im_end|>"}), "scale_factor": 2, **config},
+    )
+    images = SmolVLMImageProcessorPil(**_SPLIT)
+    return Toy(hf.SmolVLMForConditionalGeneration(settings), images, tokens, "SmolVLMProcessor", {"image_seq_len": 36})
+
+
+def _idefics3(**config: Any) -> Toy:
+    special = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_TILES)
+    tokens = _tokenizer("<|end_of_text|>", "<|finetune_right_pad_id|>", *special, bos="<|begin_of_text|>")
+    settings = hf.Idefics3Config(
+        vision_config=hf.Idefics3VisionConfig(**VISION, image_size=96, patch_size=8),
+        text_config=hf.LlamaConfig(**_text(tokens)),
+        **{**_ids(tokens, {**_IMAGE_ID, "pad_token_id": "<|finetune_right_pad_id|>"}), "scale_factor": 2, **config},
+    )
+    images = Idefics3ImageProcessorPil(**_SPLIT)
+    model = hf.Idefics3ForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "Idefics3Processor", {"image_seq_len": 36})
+
+
+_MISTRAL = _chat("[IMG]", head="{{ bos_token }}", user=_say("[INST]"), end="[/INST]", reply="")
+_PIXTRAL: Settings = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+
+
+def _mistral() -> PreTrainedTokenizerFast:
+    return _tokenizer("</s>", "<pad>", "[INST]", "[/INST]", *_PIXTRAL.values(), bos="<s>")
+
+
+def _pixtral(side: int) -> Any:
+    return hf.PixtralVisionConfig(**{**VISION, "head_dim": 8, "image_size": side, "patch_size": 8})
+
+
+def _mistral3(**config: Any) -> Toy:
+    tokens = _mistral()
+    settings = hf.Mistral3Config(
+        vision_config=_pixtral(112),
+        text_config=hf.MistralConfig(**{**_text(tokens), "head_dim": 12, "sliding_window": None}),
+        **{**_ids(tokens, {"image_token_index": "[IMG]"}), "spatial_merge_size": 2, **_UNTIED, **config},
+    )
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=8)
+    own = {"patch_size": 8, "spatial_merge_size": 2, **_PIXTRAL}
+    return Toy(hf.Mistral3ForConditionalGeneration(settings), images, tokens, "PixtralProcessor", own)
+
+
+def _llava_pixtral(**config: Any) -> Toy:
+    tokens = _mistral()
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    settings = hf.LlavaConfig(
+        vision_config=_pixtral(64),
+        text_config=hf.MistralConfig(**{**_text(tokens), "head_dim": 12, "sliding_window": None}),
+        **{**_ids(tokens, {"image_token_id": "[IMG]"}), "image_seq_length": 1, **features, **config},
+    )
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    own = {"patch_size": 8, **_PIXTRAL}
+    return Toy(hf.LlavaForConditionalGeneration(settings), images, tokens, "PixtralProcessor", own)
+
+
+_AYA = _chat(
+    "<image>",
+    head="{{ bos_token }}",
+    user=_say("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>"),
+    end="<|END_OF_TURN_TOKEN|>",
+    reply="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+)
+
+
+def _aya_vision(**config: Any) -> Toy:
+    turns = ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>")
+    image = ("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>")
+    tiles = ("TILE", "TILE_GLOBAL", "_1", "_2", "_3", "_4")
+    tokens = _tokenizer("<|END_OF_TURN_TOKEN|>", "<PAD>", *turns, *image, *tiles, bos="<BOS_TOKEN>")
+    layers = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    settings = hf.AyaVisionConfig(
+        vision_config=_siglip(96),
+        text_config=hf.Cohere2Config(**{**_text(tokens), **layers, "tie_word_embeddings": True}),
+        **{**_ids(tokens, {"image_token_index": "<|IMG_PATCH|>"}), "downsample_factor": 2, **config},
+    )
+    images = hf.GotOcr2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    own = {"patch_size": 8, "img_size": 96, "downsample_factor": 2, "image_token": "<image>"}
+    return Toy(hf.AyaVisionForConditionalGeneration(settings), images, tokens, "AyaVisionProcessor", own)
+
+
+def _got_ocr2(**config: Any) -> Toy:
+    tokens = _qwen("<img>", "</img>", "<imgpad>")
+    vision = hf.GotOcr2VisionConfig(
+        hidden_size=32,
+        mlp_dim=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        output_channels=16,
+        image_size=128,
+        patch_size=2,  # the processor knows of 16 x 16 tokens only
+        window_size=14,
+        global_attn_indexes=[],  # 4096 patches among each other would take a second
+    )
+    settings = hf.GotOcr2Config(
+        vision_config=vision,
+        text_config=hf.Qwen2Config(**_text(tokens)),
+        **{**_ids(tokens, {"image_token_index": "<imgpad>"}), "image_seq_length": 256, **_UNTIED, **config},
+    )
+    images = hf.GotOcr2ImageProcessorPil(**_square(128))
+    return Toy(hf.GotOcr2ForConditionalGeneration(settings), images, tokens, "GotOcr2Processor")
+
+
+def _janus(**config: Any) -> Toy:
+    named = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    bos, eos = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+    tokens = _tokenizer(eos, "<｜▁pad▁｜>", "<|User|>", "<|Assistant|>", bos=bos, named=named)
+    vision = {key: value for key, value in VISION.items() if key != "intermediate_size"}
+    drawing = hf.JanusVQVAEConfig(  # what draws pictures; the smallest that its group norms allow
+        base_channels=32,
+        latent_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        embed_dim=8,
+        num_embeddings=32,
+        projection_dim=WIDTH,
+        image_token_embed_dim=WIDTH,
+    )
+    settings = hf.JanusConfig(
+        vision_config=hf.JanusVisionConfig(
+            **vision, mlp_ratio=2.0, image_size=48, patch_size=8, projection_dim=WIDTH, num_image_tokens=36
+        ),
+        vq_config=drawing,
+        text_config=hf.LlamaConfig(**_text(tokens)),
+        **{**_ids(tokens, _DEEPSEEK_ID), **_UNTIED, **config},
+    )
+    images = hf.JanusImageProcessorPil(**_square(48), **_HALF)
+    return Toy(hf.JanusForConditionalGeneration(settings), images, tokens, "JanusProcessor", {"num_image_tokens": 36})
+
+
+_JANUS = _chat(
+    "<image_placeholder>\n",
+    head=_say("You are a helpful language and vision assistant.\n\n"),
+    user=_say("<|User|>: "),
+    end="\n\n",
+    reply="<|Assistant|>:",
+)
+
+
+def _ovis2(**config: Any) -> Toy:
+    marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    tokens = _qwen("<image>", "<IMG_ATOM>", *marks)
+    vision = hf.Ovis2VisionConfig(**VISION, image_size=96, patch_size=8, vocab_size=64, hidden_stride=2)
+    sizes = {"hidden_size": WIDTH, "vocab_size": len(tokens)}
+    image = tokens.convert_tokens_to_ids("<IMG_ATOM>")
+    ids = {"visual_indicator_token_ids": tokens.convert_tokens_to_ids(list(marks)), "image_token_id": image}
+    settings = hf.Ovis2Config(
+        vision_config=vision, text_config=hf.Qwen2Config(**_text(tokens)), **{**ids, **sizes, **_UNTIED, **config}
+    )
+    images = Ovis2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    own = {"image_token": "<image>", "image_seq_length": 36}
+    return Toy(hf.Ovis2ForConditionalGeneration(settings), images, tokens, "Ovis2Processor", own)
+
+
+def _lighton_ocr(**config: Any) -> Toy:
+    named = {"image_token": "<|image_pad|>", "image_break_token": "<|vision_pad|>", "image_end_token": "<|vision_end|>"}
+    tokens = _qwen("<|vision_start|>", named=named)
+    settings = hf.LightOnOcrConfig(
+        vision_config=_pixtral(112),
+        text_config=hf.Qwen3Config(**_text(tokens), head_dim=12),
+        **{**_ids(tokens, {"image_token_id": "<|image_pad|>"}), "spatial_merge_size": 2, **_UNTIED, **config},
+    )
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=8)
+    own = {"patch_size": 8, "spatial_merge_size": 2}
+    return Toy(hf.LightOnOcrForConditionalGeneration(settings), images, tokens, "LightOnOcrProcessor", own)
+
+
 _ALL = (
     Family("llava", _llava, _VICUNA),
     Family("llava_next", _llava_next, _VICUNA),
@@ -318,6 +618,22 @@ _ALL = (
     Family("deepseek_vl", _deepseek_vl, _DEEPSEEK),
     Family("deepseek_vl_hybrid", _deepseek_vl_hybrid, _DEEPSEEK),
     Family("qwen2_5_vl", _qwen2_5_vl, _QWEN_CHAT),
+    Family("qwen2_vl", _qwen2_vl, _QWEN_CHAT),
+    Family("qwen3_vl", _qwen3_vl, _chatml(_QWEN_IMAGE)),
+    Family("vipllava", _vipllava, _chat("<image>\n", user=_say("###Human: "), reply="###Assistant:")),
+    Family("llava_next_video", _llava_next_video, _VICUNA),
+    Family("llava-pixtral", _llava_pixtral, _MISTRAL),
+    Family("internvl", _internvl, _chatml("<IMG_CONTEXT>\n")),
+    Family("gemma3", _gemma3, _GEMMA),
+    Family("paligemma", _paligemma, None, prompt=f"<image> {QUESTION}"),
+    Family("smolvlm", _smolvlm, _SMOL),
+    Family("idefics3", _idefics3, _IDEFICS),
+    Family("mistral3", _mistral3, _MISTRAL),
+    Family("aya_vision", _aya_vision, _AYA),
+    Family("got_ocr2", _got_ocr2, _chatml("<img><imgpad></img>\n")),
+    Family("janus", _janus, _JANUS),
+    Family("ovis2", _ovis2, _chatml("<image>\n", head=_SYSTEM)),
+    Family("lighton_ocr", _lighton_ocr, _chatml("<|image_pad|>")),
 )
 FAMILIES = {family.name: family for family in _ALL if Version(hf.__version__) >= Version(family.minimum)}
 ABSENT = tuple(family.name for family in _ALL if family.name not in FAMILIES)
