@@ -327,7 +327,7 @@ def _keys(block: nn.Module, site: Site, take: Any) -> Any:
         if "k_proj" in children:
             width = int(children["k_proj"].weight.shape[0])  # type: ignore[arg-type]
             source = children.get("k_norm", children["k_proj"])
-            return source.register_forward_hook(lambda _, args, out: take(site, _side_by_side(out, width))).remove
+            return source.register_forward_hook(lambda *shown, w=width: take(site, _side_by_side(shown[2], w))).remove
     raise SpecError(f"{site}: {type(block).__name__} has no key projection of its own, so these keys are never made")
 
 

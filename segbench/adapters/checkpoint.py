@@ -20,8 +20,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.processing_utils import MODALITY_TO_BASE_CLASS_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils import logging as transformers_logging
 
 from segbench.adapters import weights
@@ -101,7 +100,9 @@ def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (SafetensorError, StrictDataclassError, ImportError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{spec.name}: {folder} cannot be loaded: {error}") from error
+        said = " ".join(str(error).split())
+        hint = "; use `implementation: eager`" if spec.implementation in said or "scaled_dot_product" in said else ""
+        raise ModelError(f"{spec.name}: {folder} cannot be loaded: {said}{hint}") from error
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
@@ -118,40 +119,46 @@ def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
 
 
 def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> ProcessorMixin:
-    """The processor class of the model's family, made of the checkpoint's parts.
+    """The processor class that the checkpoint names, or else its family's, made of the checkpoint's parts.
 
-    AutoProcessor would refuse every family that can also see videos where torchvision is absent; a stand-in takes the
-    place of the part that reads videos.
+    AutoProcessor would refuse every family that can also see videos where torchvision is absent: the part that reads
+    videos is left out, and the class does not insist on it.
     """
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        cls = PROCESSOR_MAPPING[type(model.config)]
-    except KeyError:
-        raise ModelError(f"{spec.name}: transformers has no processor for {model.config.model_type!r} models") from None
-    try:
-        parts = []
+        settings, _ = ProcessorMixin.get_processor_dict(folder, local_files_only=True)
+        cls = _processor_class(spec, folder, model, settings)
+        parts: dict[str, Any] = {}
         for name in cls.get_attributes():
             if name == "image_processor":
-                parts.append(
-                    AutoImageProcessor.from_pretrained(
-                        folder, backend=spec.backend, local_files_only=True, trust_remote_code=False
-                    )
-                )
-            elif name == "video_processor":
-                parts.append(_no_videos(cls))
+                parts[name] = AutoImageProcessor.from_pretrained(folder, backend=spec.backend, **local)
             elif name == "tokenizer":
-                parts.append(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+                parts[name] = AutoTokenizer.from_pretrained(folder, **local)
+            elif name == "video_processor":
+                parts[name] = None
+                unchecked = {"check_argument_for_proper_class": lambda self, name, part: None}
+                cls = type(cls.__name__, (cls,), unchecked)
             else:
                 raise ModelError(f"{spec.name}: {cls.__name__} also wants a {name}, which segbench does not load")
-        settings, _ = cls.get_processor_dict(folder, local_files_only=True)
-        return cls.from_args_and_dict(parts, settings)
+        return cls.from_args_and_dict(list(parts.values()), settings)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise ModelError(f"{folder}: the processor cannot be loaded: {error}") from error
+        said = " ".join(str(error).split())
+        raise ModelError(f"{folder}: the processor cannot be loaded: {said}") from error
 
 
-def _no_videos(cls: type[ProcessorMixin]) -> Any:
-    """An object of the class that the processor insists on, without the libraries that class would need."""
-    base: Any = cls.get_possibly_dynamic_module(MODALITY_TO_BASE_CLASS_MAPPING["video_processor"])
-    return object.__new__(type("NoVideos", (base,), {}))
+def _processor_class(spec: ModelSpec, folder: Path, model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
+    """A class of transformers; ModelError for one that is none, or that the family does not have."""
+    stated = [settings, *(weights.settings(folder, name) for name in ("preprocessor_config", "tokenizer_config"))]
+    for name in (one.get("processor_class") for one in stated):
+        if isinstance(name, str):
+            cls = processor_class_from_name(name)
+            if cls is None:
+                raise ModelError(f"{spec.name}: {folder} names the processor {name!r}, which transformers does not have")
+            return cls
+    try:
+        return PROCESSOR_MAPPING[type(model.config)]
+    except KeyError:
+        raise ModelError(f"{spec.name}: transformers has no processor for {model.config.model_type!r} models") from None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -64,7 +64,8 @@ class Embedder:
         if start and self.text.startswith(start):  # a chat template wrote it already
             extra["text_kwargs"] = {"add_special_tokens": False}
         try:
-            made = checkpoint.processor(text=[self.text], images=[picture], return_tensors="pt", **extra)
+            processor: Any = checkpoint.processor
+            made = processor(text=[self.text], images=[picture], return_tensors="pt", **extra)
         except (ValueError, TypeError, IndexError, KeyError) as error:
             raise ModelError(f"{checkpoint.spec.name}: {type(checkpoint.processor).__name__}: {error}") from error
         ids = made["input_ids"]

@@ -98,6 +98,12 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
+def settings(checkpoint: Path, name: str) -> dict[str, Any]:
+    """One of the JSON files beside the weights, by its stem; empty if it is not there."""
+    path = checkpoint / f"{name}.json"
+    return _json(path) if path.is_file() else {}
+
+
 def _snapshot(spec: ModelSpec) -> Path | None:
     """The folder of a hub model in the local cache; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
