@@ -1,6 +1,7 @@
 """Where model cards and tasks are found: beside the package, and wherever --include points."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +24,14 @@ class Entry:
     document: Document
 
 
+HUB = "hf:"  # hf:ORG/NAME or hf:ORG/NAME@COMMIT is a model of the hub without a card
+
+
 class Library:
     """The model cards and tasks of the package and of `include`: YAML files, or folders of them.
 
-    A folder is searched itself and in its models/ and tasks/. Nothing is read before it is asked for.
+    A folder is searched itself and in its models/ and tasks/. Nothing is read before it is asked for. A model without a
+    card is named by its place, `hf:ORG/NAME` or a path with a slash, and is read by the adapter `auto`.
     """
 
     def __init__(self, include: Sequence[Path] = ()) -> None:
@@ -85,7 +90,7 @@ class Library:
         return dict(sorted(named.items()))
 
     def _entry(self, type: Literal["model", "task"], name: str) -> Entry:
-        entries = self._entries(type)
+        entries = self._entries(type) | (_without_card(name) if type == "model" else {})
         if name not in entries:
             raise SpecError("\n".join([f"no {type} {name!r}{registry.nearest(name, entries)}", *self.problems]))
         return entries[name]
@@ -109,6 +114,9 @@ class Library:
                 names = [word]
             elif word in groups:
                 names = groups[word]
+            elif type == "model" and (entry := _without_card(word)):
+                entries |= entry
+                names = entry
             else:
                 names = fnmatch.filter(entries, word) if set(word) & set("*?[") else []
             if not names and word != "all":
@@ -118,6 +126,27 @@ class Library:
             problems = problems or [f"no {type} is named; known: {', '.join(entries) or 'none'}"]
             raise SpecError("\n".join([*problems, *self.problems]))
         return list(chosen.values())
+
+
+def _without_card(place: str) -> dict[str, Entry]:
+    """The model at a place, by that name, as `auto` reads it; nothing for a word that names no place.
+
+    SpecError for a folder that holds no checkpoint.
+    """
+    keys: dict[str, Any] = {"adapter": "auto", "attention": "native", "dtype": "auto", "prompt": None}
+    if place.startswith(HUB):
+        repository, _, commit = place.removeprefix(HUB).partition("@")
+        keys |= {"hub": repository} | ({"revision": commit} if commit else {})
+        name = re.sub("[^A-Za-z0-9._+-]", "-", repository.replace("/", "--"))
+    elif "/" in place:
+        folder = Path(place).expanduser().resolve()
+        if not (folder / "config.json").is_file():
+            raise SpecError(f"--model {place}: {folder} holds no config.json, so it is no checkpoint of a model")
+        keys["weights"] = str(folder)
+        name = re.sub("[^A-Za-z0-9._+-]", "-", folder.name)
+    else:
+        return {}
+    return {place: Entry(name, "model", Path.cwd() / f"{name}.yaml", Document(f"--model {place}", keys, {}))}
 
 
 def data_folder() -> Path:

@@ -271,7 +271,7 @@ class _Planning:
             "limit": self.options.limit,
             "numerics": dict(self.numerics),
         }
-        revision = (model.revision or weights or digest(model.identity()))[:12]
+        revision = (_revision(model) or weights or digest(model.identity()))[:12]
         cell = self.store.cell(model.name, task.name, digest(inputs))
         self.items[item.key] = replace(item, images=images, cell=cell, revision=revision, inputs=inputs)
 
@@ -363,6 +363,13 @@ def _weights(model: ModelSpec) -> str | None:
     from segbench.adapters import weights
 
     return weights.weights_identity(model)
+
+
+def _revision(model: ModelSpec) -> str | None:
+    """The commit of a hub model, if there is one to be told."""
+    from segbench.adapters import weights
+
+    return weights.revision(model)
 
 
 def _named(model: ModelSpec, task: TaskSpec) -> Iterator[tuple[str, str]]:

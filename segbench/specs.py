@@ -101,7 +101,9 @@ class ModelSpec(Spec):
         default="causal", description="among image tokens (Eq. 2); native: whatever the model's own code does"
     )
     implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="float32", description="of weights and activations; auto: what the checkpoint is stored in"
+    )
     preprocess: Literal["squash", "pad", "crop", "native"] = Field(
         default="squash", description="how an image of any aspect becomes what the model sees"
     )
@@ -165,6 +167,11 @@ class ModelSpec(Spec):
         return {  # a field that came later and is left as it was gives no old measurement another fingerprint
             key: value for key, value in super().identity().items() if key not in names and value != later.get(key, ...)
         }
+
+
+    def published(self) -> dict[str, Any]:
+        """As of any spec; a revision that nobody stated is said to be unknown."""
+        return super().published() | ({"revision": "unknown"} if self.revision is None else {})
 
 
 class TaskHead(Spec):

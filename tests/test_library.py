@@ -85,3 +85,39 @@ def test_a_file_that_says_nothing_of_itself_is_a_problem_only_where_specs_are_ke
     assert names(library.tasks("small")) == ["small"]  # the others can be used all the same
     with pytest.raises(SpecError, match=r"torn\.yaml"):
         library.models("torn")
+
+
+# ------------------------------------------------------------------------------------------------ models without a card
+
+
+def test_a_checkpoint_folder_is_a_model_without_a_card(tmp_path):
+    folder = tmp_path / "my model (v2)"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (spec,) = Library().models(f"{folder}")
+    assert (spec.name, spec.adapter, spec.weights) == ("my-model--v2-", "auto", folder)
+    assert (spec.attention, spec.dtype, spec.prompt) == ("native", "auto", None)
+    assert Library().model(str(folder)) == spec
+    tiny, same = Library().models(f"tiny-clip-causal,{folder}", {"resolution": 56})
+    assert (tiny.adapter, same.resolution) == ("llava", 56)
+
+
+def test_a_repository_of_the_hub_is_a_model_without_a_card():
+    (spec,) = Library().models(f"hf:some/model@{'a' * 40}")
+    assert (spec.name, spec.adapter, spec.hub, spec.revision) == ("some--model", "auto", "some/model", "a" * 40)
+    (unpinned,) = Library().models("hf:some/model")
+    assert unpinned.revision is None
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("./no/such/folder", "holds no config.json, so it is no checkpoint of a model"),
+        ("hf:some", "--model hf:some: hub: expected ORG/NAME, got 'some'"),
+        ("hf:../../etc", "expected ORG/NAME"),
+        ("hf:some/model@main", "expected a commit of 40 hexadecimal digits"),
+    ],
+)
+def test_a_place_without_a_model_is_told(place, said):
+    with pytest.raises(SpecError, match=said):
+        Library().models(place)

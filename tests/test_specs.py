@@ -31,7 +31,7 @@ def test_every_yaml_that_is_shipped_is_right(entry):
         ("adapter: llava\ndtyp: float16\n", "m.yaml:2: unknown key 'dtyp', did you mean 'dtype'?"),
         (
             "adapter: llava\ndtype: float61\n",
-            "m.yaml:2: dtype: 'float61' is not one of float32, bfloat16, float16, did",
+            "m.yaml:2: dtype: 'float61' is not one of float32, bfloat16, float16, auto, did",
         ),
         ("adapter: llava\nmask_swap: no\n", "m.yaml:2: mask_swap: expected true or false, got 'no'"),
         ("adapter: llava\nprompt: 3\n", "m.yaml:2: prompt: expected text (quote it if it is meant to be), got 3"),

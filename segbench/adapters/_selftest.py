@@ -136,7 +136,7 @@ def attention(adapter: Adapter) -> dict[str, float]:
 
 def _wrong(found: dict[str, float], adapter: Adapter) -> list[str]:
     """One sentence for every self-test that failed."""
-    limit, wrong = TOLERANCE[adapter.spec.dtype], []
+    limit, wrong = TOLERANCE[str(adapter.model.dtype).removeprefix("torch.")], []
     if found.get("leak", 0) != 0:
         wrong.append(f"knocked-out image tokens still reach others, which moved by {found['leak']:.1e} instead of 0")
     if found.get("effect") == 0:

@@ -102,13 +102,13 @@ class _Watch:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.norm: nn.Module | None = None
-        self.gave: dict[str, tuple[nn.Module, Tensor, bool]] = {}  # by name: module, output, whether it took the pixels
+        self.gave: list[tuple[str, nn.Module, Tensor, bool]] = []  # name, module, output, whether it took the pixels
 
     def projector(self, image: Float[Tensor, "n d"]) -> nn.Module | None:
         """The outermost module behind the pixels whose output holds the vectors at most image tokens, up to a scale."""
         found = []
         unit = nn.functional.normalize(image, dim=-1)
-        for name, (module, output, pixels) in self.gave.items():
+        for name, module, output, pixels in self.gave:
             if output.shape[-1] != image.shape[-1]:
                 continue
             rows = nn.functional.normalize(output.flatten(0, -2).float(), dim=-1)
@@ -131,7 +131,7 @@ def _watched(found: Checkpoint, parts: Parts, inputs: dict[str, Tensor]) -> _Wat
             given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.is_floating_point()]
             first = out[0] if isinstance(out, tuple) and out else out
             if isinstance(first, Tensor) and first.ndim >= 2 and first.is_floating_point():
-                watch.gave[name] = (module, first, any(tuple(one.shape) in pixels for one in given))
+                watch.gave.append((name, module, first, any(tuple(one.shape) in pixels for one in given)))
 
         return hook
 

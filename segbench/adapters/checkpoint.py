@@ -91,7 +91,7 @@ def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder,
-            dtype=getattr(torch, spec.dtype),
+            dtype="auto" if spec.dtype == "auto" else getattr(torch, spec.dtype),
             attn_implementation=spec.implementation,
             local_files_only=True,
             use_safetensors=True,

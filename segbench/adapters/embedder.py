@@ -87,7 +87,9 @@ class Embedder:
 
         def projected(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = (one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-            consumed.append(tuple(one for one in given if one.is_floating_point() and one.ndim >= 2))
+            features = tuple(one for one in given if one.is_floating_point() and one.ndim >= 2)
+            if features:  # an embedding table of image tokens is also asked for numbered ones
+                consumed.append(features)
 
         hooks = [
             self.parts.projector.register_forward_pre_hook(projected, with_kwargs=True),

@@ -64,6 +64,14 @@ def weights_identity(spec: ModelSpec) -> str:
     return weights_hash(folder(spec))
 
 
+def revision(spec: ModelSpec) -> str | None:
+    """The commit of a hub model, as its spec states it or the local cache holds it; None for any other."""
+    if spec.hub is None or spec.revision:
+        return spec.revision
+    found = _snapshot(spec)
+    return found.name if found else None
+
+
 def weights_hash(checkpoint: Path) -> str:
     """sha256 over names and contents of the settings and every *.safetensors file, in sorted order.
 
