@@ -19,6 +19,8 @@ from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYuanVLImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -28,7 +30,8 @@ Settings = dict[str, Any]
 QUESTION = "what is this"
 WORDS = (
     "what is this a red cat the you are helpful assistant. You language and vision "
-    "system user assistant model : ###Human: User: Assistant: USER: ASSISTANT:"
+    "system user assistant model : ###Human: User: Assistant: USER: ASSISTANT: Picture 1: "
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z Ġ Ċ"  # for tokenizers that are read as bytes whatever they are
 )
 WIDTH, DEPTH, HEADS = 48, 4, 4
 TEXT: Settings = {
@@ -297,19 +300,23 @@ _SYSTEM = _say("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
 _QWEN_CHAT = _chatml(_QWEN_IMAGE, head="{% if messages[0]['role'] != 'system' %}" + _SYSTEM + "{% endif %}")
 _MROPE: Settings = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
 _QWEN_VISION: Settings = {"depth": 4, "hidden_size": 32, "num_heads": 4, "patch_size": 8}
-_PIXELS: Settings = {"min_pixels": 96 * 96, "max_pixels": 160 * 160}
+_EDGES: Settings = {"shortest_edge": 96 * 96, "longest_edge": 160 * 160}  # pixels in all, whatever the key says
+_PIXELS: Settings = {"min_pixels": _EDGES["shortest_edge"], "max_pixels": _EDGES["longest_edge"]}
+
+
+_WINDOWED: Settings = {
+    **_QWEN_VISION,
+    "intermediate_size": 64,
+    "out_hidden_size": WIDTH,
+    "window_size": 32,  # 2 x 2 merged patches: less than any picture, so that windows are not in raster order
+    "fullatt_block_indexes": [1, 3],
+}
 
 
 def _qwen2_5_vl(**config: Any) -> Toy:
     tokens = _qwen(*_QWEN_IDS.values())
     settings = hf.Qwen2_5_VLConfig(
-        vision_config={
-            **_QWEN_VISION,
-            "intermediate_size": 64,
-            "out_hidden_size": WIDTH,
-            "window_size": 32,  # 2 x 2 merged patches: less than any picture, so that windows are not in raster order
-            "fullatt_block_indexes": [1, 3],
-        },
+        vision_config=_WINDOWED,
         text_config={**_text(tokens), "rope_parameters": dict(_MROPE)},
         **{**_ids(tokens, _QWEN_IDS), **config},
     )
@@ -370,15 +377,18 @@ def _llava_next_video(**config: Any) -> Toy:
     return Toy(model, images, tokens, "LlavaNextVideoProcessor", {**_CLIP_48, **_IMAGE_VIDEO})
 
 
+_INTERN = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+_CUT: Settings = {"crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+
+
 def _internvl(**config: Any) -> Toy:
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-    tokens = _qwen(named={**named, "video_token": "<video>"})
+    tokens = _qwen(named={**_INTERN, "video_token": "<video>"})
     settings = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**VISION, image_size=[96, 96], patch_size=[8, 8]),
         text_config=hf.Qwen2Config(**_text(tokens)),
         **{**_ids(tokens, {"image_token_id": "<IMG_CONTEXT>"}), "image_seq_length": 36, **_UNTIED, **config},
     )
-    images = hf.GotOcr2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    images = hf.GotOcr2ImageProcessorPil(**_square(96), **_CUT)
     model = hf.InternVLForConditionalGeneration(settings)
     return Toy(model, images, tokens, "InternVLProcessor", {"image_seq_length": 36})
 
@@ -520,7 +530,7 @@ def _aya_vision(**config: Any) -> Toy:
         text_config=hf.Cohere2Config(**{**_text(tokens), **layers, "tie_word_embeddings": True}),
         **{**_ids(tokens, {"image_token_index": "<|IMG_PATCH|>"}), "downsample_factor": 2, **config},
     )
-    images = hf.GotOcr2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    images = hf.GotOcr2ImageProcessorPil(**_square(96), **_CUT)
     own = {"patch_size": 8, "img_size": 96, "downsample_factor": 2, "image_token": "<image>"}
     return Toy(hf.AyaVisionForConditionalGeneration(settings), images, tokens, "AyaVisionProcessor", own)
 
@@ -593,7 +603,7 @@ def _ovis2(**config: Any) -> Toy:
     settings = hf.Ovis2Config(
         vision_config=vision, text_config=hf.Qwen2Config(**_text(tokens)), **{**ids, **sizes, **_UNTIED, **config}
     )
-    images = Ovis2ImageProcessorPil(**_square(96), crop_to_patches=True, min_patches=1, max_patches=4)
+    images = Ovis2ImageProcessorPil(**_square(96), **_CUT)
     own = {"image_token": "<image>", "image_seq_length": 36}
     return Toy(hf.Ovis2ForConditionalGeneration(settings), images, tokens, "Ovis2Processor", own)
 
@@ -609,6 +619,354 @@ def _lighton_ocr(**config: Any) -> Toy:
     images = hf.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=8)
     own = {"patch_size": 8, "spatial_merge_size": 2}
     return Toy(hf.LightOnOcrForConditionalGeneration(settings), images, tokens, "LightOnOcrProcessor", own)
+
+
+_GLM: Settings = {"image_token": "<|image|>", "video_token": "<|video|>"}
+_GLM_IDS = {
+    "image_token_id": "<|image|>",
+    "video_token_id": "<|video|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
+}
+_GLM_CHAT = _chat(
+    "<|begin_of_image|><|image|><|end_of_image|>",
+    head=_say("[gMASK]<sop>"),
+    user="<|{{ message['role'] }}|>" + _say("\n"),
+    reply="<|assistant|>\n",
+)
+_GLM_VISION: Settings = {**_QWEN_VISION, "intermediate_size": 64, "out_hidden_size": WIDTH, "image_size": 96}
+_GLM_SIZE = {"shortest_edge": 2 * 96 * 96, "longest_edge": 2 * 160 * 160}  # pixels of two frames
+_GLM_PIXELS: Settings = {"patch_size": 8, "size": _GLM_SIZE}
+_GLM_ROPE: Settings = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}
+
+
+def _glm() -> PreTrainedTokenizerFast:
+    roles = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>")
+    return _tokenizer("<|user|>", "<|endoftext|>", *roles, *_GLM_IDS.values(), named=_GLM)
+
+
+def _glm4v(**config: Any) -> Toy:
+    tokens = _glm()
+    settings = hf.Glm4vConfig(
+        vision_config=_GLM_VISION,
+        text_config={**_text(tokens), "rope_parameters": dict(_GLM_ROPE)},
+        **{**_ids(tokens, _GLM_IDS), **config},
+    )
+    images = hf.Glm4vImageProcessorPil(**_GLM_PIXELS)
+    return Toy(hf.Glm4vForConditionalGeneration(settings), images, tokens, "Glm4vProcessor")
+
+
+def _glm46v(**config: Any) -> Toy:
+    tokens = _glm()
+    settings = hf.Glm46VConfig(
+        vision_config=hf.Glm4vVisionConfig(**_GLM_VISION),
+        text_config=hf.Glm4vTextConfig(**{**_text(tokens), "rope_parameters": dict(_GLM_ROPE)}),
+        **{**_ids(tokens, _GLM_IDS), **config},
+    )
+    images = hf.Glm46VImageProcessorPil(**_GLM_PIXELS)
+    return Toy(hf.Glm46VForConditionalGeneration(settings), images, tokens, "Glm46VProcessor")
+
+
+def _glm_ocr(**config: Any) -> Toy:
+    tokens = _glm()
+    rope = {**_MROPE, "partial_rotary_factor": 1.0}
+    settings = hf.GlmOcrConfig(
+        vision_config=_GLM_VISION,
+        text_config={**_text(tokens), "head_dim": 12, "rope_parameters": rope},
+        **{**_ids(tokens, _GLM_IDS), **config},
+    )
+    images = hf.Glm46VImageProcessorPil(**_GLM_PIXELS)
+    return Toy(hf.GlmOcrForConditionalGeneration(settings), images, tokens, "Glm46VProcessor")
+
+
+def _video_llama_3(**config: Any) -> Toy:
+    tokens = _qwen("<|image_pad|>", "<|video_pad|>")
+    ids = _ids(tokens, {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"})
+    settings = hf.VideoLlama3Config(
+        vision_config=hf.VideoLlama3VisionConfig(**VISION, patch_size=8),
+        text_config=hf.Qwen2Config(**_text(tokens)),
+        **{**ids, **config},
+    )
+    images = hf.VideoLlama3ImageProcessorPil(patch_size=8, min_pixels=48 * 48, max_pixels=80 * 80)
+    return Toy(hf.VideoLlama3ForConditionalGeneration(settings), images, tokens, "VideoLlama3Processor")
+
+
+_ERNIE_IMAGE = "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
+_ERNIE: Settings = {"head": _say("<|begin_of_sentence|>"), "user": _say("User: "), "end": "\n", "reply": "Assistant: "}
+
+
+def _paddleocr_vl(**config: Any) -> Toy:
+    special = ("<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|video_pad|>")
+    tokens = _tokenizer("</s>", "<unk>", *special, named={"image_token": "<|IMAGE_PLACEHOLDER|>"})
+    names = {
+        "image_token_id": "<|IMAGE_PLACEHOLDER|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|IMAGE_START|>",
+        "vision_end_token_id": "<|IMAGE_END|>",
+    }
+    settings = hf.PaddleOCRVLConfig(
+        vision_config={**VISION, "image_size": 96, "patch_size": 8},
+        text_config={**_text(tokens), "head_dim": 12, "rope_parameters": dict(_MROPE)},
+        **{**_ids(tokens, names), **_UNTIED, **config},
+    )
+    images = hf.PaddleOCRVLImageProcessorPil(patch_size=8, **_PIXELS)
+    return Toy(hf.PaddleOCRVLForConditionalGeneration(settings), images, tokens, "PaddleOCRVLProcessor")
+
+
+def _ernie4_5_vl_moe(**config: Any) -> Toy:
+    named = {
+        "image_token": "<|IMAGE_PLACEHOLDER|>",
+        "image_start_token": "<|IMAGE_START|>",
+        "image_end_token": "<|IMAGE_END|>",
+        "video_token": "<|video_pad|>",
+        "video_start_token": "<|VIDEO_START|>",
+        "video_end_token": "<|VIDEO_END|>",
+    }
+    tokens = _tokenizer("</s>", "<unk>", "<|begin_of_sentence|>", named=named)
+    experts = {"moe_intermediate_size": [32, 16], "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
+    settings = hf.Ernie4_5_VLMoeConfig(
+        vision_config={**_QWEN_VISION, "intermediate_size": 64},
+        text_config={**_text(tokens), **experts, "rope_parameters": dict(_MROPE)},
+        **{**_ids(tokens, {f"{key}_id": word for key, word in named.items()}), **_UNTIED, **config},
+    )
+    images = hf.Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size=_EDGES)
+    return Toy(hf.Ernie4_5_VLMoeForConditionalGeneration(settings), images, tokens, "Ernie4_5_VLMoeProcessor")
+
+
+def _granite4_vision(**config: Any) -> Toy:
+    roles = ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
+    tokens = _tokenizer("<|end_of_text|>", "<|pad|>", *roles, named=_IMAGE)
+    tiles: Settings = {"image_grid_pinpoints": [[96, 192], [192, 96], [192, 192]]}
+    features = {
+        "vision_feature_select_strategy": "full",
+        "downsample_rate": "2/4",  # windows of 4 x 4 patches become 2 x 2 tokens
+        "deepstack_layer_map": [[-3, 0], [-1, 1]],
+        "spatial_vision_layer": -2,
+        "spatial_target_layers": [1, 2, 3],
+    }
+    vision = {**VISION, "hidden_size": 64, "image_size": 96, "patch_size": 8, "vision_use_head": False}
+    text = {**_text(tokens), "attention_multiplier": 12**-0.5}
+    former = {"model_type": "blip_2_qformer", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    former |= {"intermediate_size": 64, "encoder_hidden_size": 64, "cross_attention_frequency": 1}
+    settings = hf.Granite4VisionConfig(
+        vision_config=hf.SiglipVisionConfig(**vision),  # its Q-Former has one head for 64 channels
+        text_config=hf.Granite4VisionTextConfig(**text),
+        qformer_config=former,
+        **{**_ids(tokens, {"image_token_index": "<image>"}), **features, **tiles, **config},
+    )
+    images = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 96}, crop_size=_square(96)["size"], **tiles)
+    own = {"patch_size": 8, "vision_feature_select_strategy": "full", "downsample_rate": "2/4", **_IMAGE}
+    return Toy(hf.Granite4VisionForConditionalGeneration(settings), images, tokens, "Granite4VisionProcessor", own)
+
+
+_GRANITE = _chat(
+    "<image>\n",
+    user=_say("<|start_of_role|>user<|end_of_role|>"),
+    end="<|end_of_text|>\n",
+    reply="<|start_of_role|>assistant<|end_of_role|>",
+)
+
+
+def _qianfan_ocr(**config: Any) -> Toy:
+    tokens = _qwen("<image>", named=_INTERN)
+    settings = hf.QianfanOCRConfig(
+        vision_config={**VISION, "image_size": [96, 96], "patch_size": [8, 8]},
+        text_config=hf.Qwen3Config(**{**_text(tokens), "head_dim": 12}),
+        **{**_ids(tokens, {"image_token_id": "<IMG_CONTEXT>"}), "image_seq_length": 36, **config},
+    )
+    images = hf.GotOcr2ImageProcessorPil(**_square(96), **_CUT)
+    own = {"image_seq_length": 36, "image_placeholder_token": "<image>"}
+    return Toy(hf.QianfanOCRForConditionalGeneration(settings), images, tokens, "QianfanOCRProcessor", own)
+
+
+def _exaone4_5(**config: Any) -> Toy:
+    special = ("[|user|]", "[|assistant|]", "<vision>", "</vision>", "<|image_pad|>", "<|video_pad|>")
+    tokens = _tokenizer("[|endofturn|]", "[PAD]", *special, bos="[BOS]")
+    text = {**_text(tokens), "sliding_window": 16, "sliding_window_pattern": 4}
+    ids = _ids(tokens, {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"})
+    settings = hf.Exaone4_5_Config(
+        vision_config={**_WINDOWED, "num_key_value_heads": 2}, text_config=hf.Exaone4Config(**text), **{**ids, **config}
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_PIXELS)
+    return Toy(hf.Exaone4_5_ForConditionalGeneration(settings), images, tokens, "Exaone4_5_Processor")
+
+
+_EXAONE = _chat(
+    "<vision><|image_pad|></vision>", user=_say("[|user|]\n"), end="[|endofturn|]\n", reply="[|assistant|]\n"
+)
+
+
+def _qwen3_5(**config: Any) -> Toy:
+    tokens = _qwen(*_QWEN_IDS.values())
+    linear = {  # three of four layers have no attention
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 12,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    rope = {**_MROPE, "mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    vision = {**_QWEN_VISION, "intermediate_size": 64, "out_hidden_size": WIDTH, "num_position_embeddings": 64}
+    settings = hf.Qwen3_5Config(
+        vision_config=vision,
+        text_config={**_text(tokens), **linear, "head_dim": 24, "rope_parameters": rope},
+        **{**_ids(tokens, _QWEN_IDS), **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_HALF, **_PIXELS)
+    return Toy(hf.Qwen3_5ForConditionalGeneration(settings), images, tokens, "Qwen3VLProcessor")
+
+
+def _hunyuan_vl(**config: Any) -> Toy:
+    named = {
+        "image_token": "<｜hy_place▁holder▁no▁102｜>",
+        "image_start_token": "<｜hy_place▁holder▁no▁100｜>",
+        "image_end_token": "<｜hy_place▁holder▁no▁101｜>",
+    }
+    newline, user = "<｜hy_place▁holder▁no▁103｜>", "<｜hy_User｜>"
+    tokens = _tokenizer(
+        "<｜hy_Assistant｜>", "<｜hy_▁pad▁｜>", newline, user, bos="<｜hy_begin▁of▁sentence｜>", named=named
+    )
+    ids = {
+        "image_token_id": named["image_token"],
+        "im_start_id": named["image_start_token"],
+        "im_end_id": named["image_end_token"],
+        "im_newline_id": newline,
+    }
+    vision = {**VISION, "out_hidden_size": WIDTH, "patch_size": 8, "max_image_size": 160, "min_image_size": 96}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 1, 1]}
+    settings = hf.HunYuanVLConfig(
+        vision_config={**vision, "img_max_token_num": 128, "max_vit_seq_len": 512},
+        text_config={**_text(tokens), "head_dim": 12, "rope_parameters": rope},
+        **{**_ids(tokens, ids), **_UNTIED, **config},
+    )
+    images = HunYuanVLImageProcessorPil(patch_size=8, **_PIXELS)
+    return Toy(hf.HunYuanVLForConditionalGeneration(settings), images, tokens, "HunYuanVLProcessor")
+
+
+_HUNYUAN = _chat(
+    "<｜hy_place▁holder▁no▁100｜><｜hy_place▁holder▁no▁102｜><｜hy_place▁holder▁no▁101｜>",
+    head="{{ bos_token }}",
+    user="",
+    end="<｜hy_User｜>",
+    reply="",
+)
+
+
+def _gemma4(**config: Any) -> Toy:
+    named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+    sound = {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    tokens = _tokenizer("<eos>", "<pad>", "<|turn>", "<turn|>", "<|video|>", bos="<bos>", named={**named, **sound})
+    text = {
+        **_text(tokens),
+        "tie_word_embeddings": True,
+        "head_dim": 12,
+        "global_head_dim": 24,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": len(tokens),
+        "hidden_size_per_layer_input": 8,
+    }
+    vision = {
+        **VISION,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "patch_size": 8,
+        "position_embedding_size": 64,
+        "pooling_kernel_size": 3,
+    }
+    ids = {f"{key}_id": word for key, word in {**named, **sound, "video_token": "<|video|>"}.items()}
+    ids["eoa_token_index"] = ids.pop("eoa_token_id")
+    settings = hf.Gemma4Config(vision_config=vision, text_config=text, **{**_ids(tokens, ids), **config})
+    images = hf.Gemma4ImageProcessorPil(patch_size=8, max_soft_tokens=70)
+    return Toy(hf.Gemma4ForConditionalGeneration(settings), images, tokens, "Gemma4Processor", {"image_seq_length": 70})
+
+
+_GEMMA_4 = _chat(
+    "<|image|>", head="{{ bos_token }}", user=_say("<|turn>user\n"), end="<turn|>\n", reply="<|turn>model\n"
+)
+
+
+_CLOVA = _chatml("<|image_start|><|image_pad|><|image_end|>")
+
+
+def _hyperclovax_vision_v2(**config: Any) -> Toy:
+    tokens = _qwen("<|image_start|>", "<|image_end|>", "<|image_pad|>", "<|video_pad|>")
+    ids = _ids(tokens, {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"})
+    settings = hf.HyperCLOVAXVisionV2Config(
+        vision_config=hf.Qwen2_5_VLVisionConfig(**_WINDOWED),
+        text_config=hf.HyperCLOVAXConfig(**_text(tokens)),
+        **{**ids, **_UNTIED, **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_PIXELS)
+    model = hf.HyperCLOVAXVisionV2ForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "HyperCLOVAXVisionV2Processor")
+
+
+def _idefics2(**config: Any) -> Toy:
+    special = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+    tokens = _tokenizer("</s>", "<pad>", *special, bos="<s>")
+    perceiver = {
+        "hidden_size": WIDTH,
+        "resampler_n_latents": 16,  # as many for any picture, each of all of it
+        "resampler_depth": 2,
+        "resampler_n_heads": 4,
+        "resampler_head_dim": 12,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+    }
+    settings = hf.Idefics2Config(
+        vision_config={**VISION, "image_size": 96, "patch_size": 8},
+        perceiver_config=perceiver,
+        text_config=hf.MistralConfig(**{**_text(tokens), "head_dim": 12, "rms_norm_eps": 1e-6}),
+        **{**_ids(tokens, _IMAGE_ID), **config},
+    )
+    images = Idefics2ImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 96}, do_image_splitting=False)
+    model = hf.Idefics2ForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "Idefics2Processor", {"image_seq_len": 16})
+
+
+def _mllama(**config: Any) -> Toy:
+    roles = ("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|image|>")
+    tokens = _tokenizer("<|eot_id|>", "<|finetune_right_pad_id|>", *roles, bos="<|begin_of_text|>")
+    vision = {
+        **VISION,
+        "num_global_layers": 2,
+        "intermediate_layers_indices": [1, 2],
+        "vision_output_dim": 96,
+        "image_size": 48,
+        "patch_size": 8,
+    }
+    settings = hf.MllamaConfig(
+        vision_config=hf.MllamaVisionConfig(**vision),
+        text_config=hf.MllamaTextConfig(**{**_text(tokens), "cross_attention_layers": [1, 3]}),
+        **{**_ids(tokens, {"image_token_index": "<|image|>"}), **config},
+    )
+    images = hf.MllamaImageProcessorPil(**_square(48), max_image_tiles=4)
+    return Toy(hf.MllamaForConditionalGeneration(settings), images, tokens, "MllamaProcessor")
+
+
+_LLAMA_3 = _chat(
+    "<|image|>",
+    head="{{ bos_token }}",
+    user=_say("<|start_header_id|>user<|end_header_id|>\n\n"),
+    end="<|eot_id|>",
+    reply="<|start_header_id|>assistant<|end_header_id|>\n\n",
+)
+
+
+def _blip_2(**config: Any) -> Toy:
+    tokens = _tokenizer("</s>", "<pad>", "<image>")
+    text = {"ffn_dim": 96, "word_embed_proj_dim": WIDTH, **_text(tokens)}
+    former = {**VISION, "num_hidden_layers": 2, "vocab_size": 32, "cross_attention_frequency": 1}
+    settings = hf.Blip2Config(
+        vision_config={**VISION, "image_size": 48, "patch_size": 8},
+        qformer_config={**former, "encoder_hidden_size": 32},
+        text_config=hf.OPTConfig(**text),
+        **{**_ids(tokens, {"image_token_index": "<image>"}), "num_query_tokens": 16, **config},
+    )
+    images = hf.BlipImageProcessorPil(**_square(48))
+    return Toy(hf.Blip2ForConditionalGeneration(settings), images, tokens, "Blip2Processor", {"num_query_tokens": 16})
 
 
 _ALL = (
@@ -634,6 +992,28 @@ _ALL = (
     Family("janus", _janus, _JANUS),
     Family("ovis2", _ovis2, _chatml("<image>\n", head=_SYSTEM)),
     Family("lighton_ocr", _lighton_ocr, _chatml("<|image_pad|>")),
+    Family("glm4v", _glm4v, _GLM_CHAT),
+    Family("glm46v", _glm46v, _GLM_CHAT),
+    Family("glm_ocr", _glm_ocr, _GLM_CHAT),
+    Family("video_llama_3", _video_llama_3, _chatml("<|image_pad|>\n", head=_SYSTEM)),
+    Family("paddleocr_vl", _paddleocr_vl, _chat(_ERNIE_IMAGE, **_ERNIE)),
+    Family("ernie4_5_vl_moe", _ernie4_5_vl_moe, _chat("Picture 1:" + _ERNIE_IMAGE, **_ERNIE)),
+    Family("granite4_vision", _granite4_vision, _GRANITE),
+    Family("qianfan_ocr", _qianfan_ocr, _chatml("<image>\n")),
+    Family("exaone4_5", _exaone4_5, _EXAONE),
+    Family("qwen3_5", _qwen3_5, _chatml(_QWEN_IMAGE)),
+    Family("hunyuan_vl", _hunyuan_vl, _HUNYUAN),
+    Family("gemma4", _gemma4, _GEMMA_4),
+    Family(
+        "hyperclovax_vision_v2",
+        _hyperclovax_vision_v2,
+        _chatml("<|image_start|><|image_pad|><|image_end|>"),
+        minimum="5.23.0",
+    ),
+    # Not a grid of image tokens: resampled, read by cross attention, or asked of by queries.
+    Family("idefics2", _idefics2, _chat("<image>", **_TURNS)),
+    Family("mllama", _mllama, _LLAMA_3),
+    Family("blip-2", _blip_2, None, image="", prompt=f"<image> {QUESTION}"),
 )
 FAMILIES = {family.name: family for family in _ALL if Version(hf.__version__) >= Version(family.minimum)}
 ABSENT = tuple(family.name for family in _ALL if family.name not in FAMILIES)
