@@ -5,6 +5,7 @@ tongue all give plausible curves; here they give an error.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def _widths(adapter: Adapter) -> dict[Site, int]:
     sites = [site for site in adapter.known_sites() if site.stream != "key_pre"]  # as wide as the keys that follow
     found = adapter.read(adapter.prepare(_noise(1)), sites)
     widths = {site: found[site].shape[-1] for site in sites}
-    before = {Site("llm", layer, "key_pre"): widths[Site("llm", layer, "key")] for layer in range(adapter.depth)}
+    before = {replace(site, stream="key_pre"): width for site, width in widths.items() if site.stream == "key"}
     return widths | before
 
 

@@ -81,7 +81,7 @@ def _parts(found: Checkpoint, framing: Framing, arguments: dict[str, Any]) -> Pa
     inputs = Embedder(found, unfinished).inputs(picture, arguments)
     watched = _watched(found, unfinished, inputs)
     call = watched.calls[0] if watched.calls else {}
-    if "inputs_embeds" not in call:
+    if call.get("inputs_embeds") is None:
         raise ModelError(f"{name}: {type(text).__name__} is not called with embeddings that hold the image")
     at = (inputs["input_ids"][0] == found.image_token_id).nonzero()[:, 0].to(found.device)
     projector = watched.projector(call["inputs_embeds"][0, at].float())

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from segbench import registry
 from segbench.adapters.embedder import Embedded, Embedder, depth
 from segbench.adapters.layout import Layout, Placement, Size
-from segbench.attention import bidirectional_images, bidirectional_mask, decoder_layers, knockout
+from segbench.attention import EDITABLE, bidirectional_images, bidirectional_mask, decoder_layers, knockout
 from segbench.errors import ModelError, SpecError
 from segbench.specs import ModelSpec
 from segbench.types import GridMap, Sample, Site
@@ -110,7 +110,9 @@ class Adapter:
 
     def known_sites(self) -> tuple[Site, ...]:
         """All that can be read: the residuals, and keys and values of every block, in the order of computation."""
-        streams = {n: [Site("llm", n, stream) for stream in STREAMS] for n in range(self.depth)}
+        kinds = self.parts.text.config.to_dict().get("layer_types") or [EDITABLE[0]] * self.depth
+        attending = [n for n in range(self.depth) if kinds[n] in EDITABLE]  # others, such as linear attention, have none
+        streams = {n: [Site("llm", n, stream) for stream in STREAMS] for n in attending}
         residuals = [Site("llm", layer) for layer in range(self.depth + 1)]
         llm = [site for n, residual in enumerate(residuals) for site in (residual, *streams.get(n, ()))]
         return (ENCODER, ADAPTER, *llm, FINAL)
@@ -243,7 +245,7 @@ class Adapter:
             embeddings, real = call["inputs_embeds"], call.get("attention_mask")
             call["attention_mask"] = bidirectional_mask(text, embeddings, real, encoded.image)
         if any(site.stream in ("key", "value") for site in wanted):
-            call |= {"past_key_values": _Tap(take), "use_cache": True}
+            call |= {"past_key_values": _Tap(text, take), "use_cache": True}
         with torch.no_grad(), ExitStack() as stack:
             blocks = decoder_layers(text)
             stack.enter_context(depth(text, deepest))
@@ -305,8 +307,8 @@ def _together(ones: Sequence[_Prepared]) -> Batch:
 class _Tap(DynamicCache):
     """A cache that keeps nothing: it shows the keys (behind the rotary embedding) and values of every block."""
 
-    def __init__(self, take: Any) -> None:
-        super().__init__()
+    def __init__(self, text: PreTrainedModel, take: Any) -> None:
+        super().__init__(config=text.config)
         self._take = take
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:

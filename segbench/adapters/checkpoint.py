@@ -121,8 +121,8 @@ def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
 def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> ProcessorMixin:
     """The processor class that the checkpoint names, or else its family's, made of the checkpoint's parts.
 
-    AutoProcessor would refuse every family that can also see videos where torchvision is absent: the part that reads
-    videos is left out, and the class does not insist on it.
+    AutoProcessor would refuse every family that can also see videos where torchvision is absent: the parts that read
+    videos or sounds are left out, and the class does not insist on them.
     """
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -134,12 +134,10 @@ def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> Process
                 parts[name] = AutoImageProcessor.from_pretrained(folder, backend=spec.backend, **local)
             elif name == "tokenizer":
                 parts[name] = AutoTokenizer.from_pretrained(folder, **local)
-            elif name == "video_processor":
+            else:  # for videos or sounds
                 parts[name] = None
                 unchecked = {"check_argument_for_proper_class": lambda self, name, part: None}
                 cls = type(cls.__name__, (cls,), unchecked)
-            else:
-                raise ModelError(f"{spec.name}: {cls.__name__} also wants a {name}, which segbench does not load")
         return cls.from_args_and_dict(list(parts.values()), settings)
     except (OSError, ValueError, ImportError, TypeError) as error:
         said = " ".join(str(error).split())

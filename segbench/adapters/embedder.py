@@ -103,12 +103,13 @@ class Embedder:
         finally:
             for hook in hooks:
                 hook.remove()
-        if len(consumed) != 1 or len(calls) != 1:
+        pictures = len(inputs["input_ids"])
+        if len(consumed) not in (1, pictures) or len(calls) != 1:
             times = f"{len(consumed)} and {len(calls)}"
-            raise ModelError(f"{spec.name}: projector and text model ran {times} times, expected once each")
-        if "inputs_embeds" not in calls[0]:
+            raise ModelError(f"{spec.name}: projector and text model ran {times} times for {pictures} pictures")
+        if calls[0].get("inputs_embeds") is None:
             raise ModelError(f"{spec.name}: {type(text).__name__} is not called with inputs_embeds; it cannot be read")
-        return Embedded(consumed[0], calls[0])
+        return Embedded(tuple(torch.cat(ones) for ones in zip(*consumed, strict=True)), calls[0])
 
 
 @contextmanager
