@@ -16,5 +16,8 @@ def load(spec: ModelSpec, device: str) -> Adapter:
     vision = found.model.config.to_dict()["vision_config"]
     # transformers cuts CLS only: DINOv2's registers stay in front of the patches, as image tokens without a place.
     registers = vision.get("num_register_tokens", 0)
+    if found.config.get("image_registers") == "dropped":  # as the code that trained the model did (segbench convert)
+        parts.projector.register_forward_pre_hook(lambda _, args, cut=registers: (args[0][:, cut:],))
+        registers = 0
     canvas = Canvas.of(found.processor.image_processor, spec.preprocess, vision["patch_size"], registers)
     return Adapter(Embedder(found, parts), canvas, Declared(registers=registers))
