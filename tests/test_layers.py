@@ -13,7 +13,7 @@ import segbench
 PACKAGE = Path(segbench.__file__).parent
 LAYERS = (  # from the faces down; a module imports from its own layer and from those below
     ("cli", "__main__"),
-    ("runner", "progress", "doctor", "leaderboard", "plots", "training"),
+    ("runner", "progress", "doctor", "leaderboard", "plots", "training", "convert"),
     ("kinds",),
     ("probes",),
     ("features", "store"),
@@ -44,6 +44,7 @@ def test_imports_point_down(path):
 def test_nothing_imports_torchvision_or_the_environment_where_it_must_not(path):
     text = (PACKAGE / path).read_text()
     names = {name for node in ast.walk(ast.parse(text)) for name in _modules(node)}
+    names -= {"pickle.UnpicklingError"}  # what torch.load(weights_only=True) raises; nothing is unpickled with it
     assert not {name.partition(".")[0] for name in names} & {"torchvision", "pickle"}
     assert "os.environ" not in text or path.parts[0] == "cli"
 

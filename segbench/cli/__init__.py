@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import segbench
-from segbench.cli import board, look, model, run, train
+from segbench.cli import board, convert, look, model, run, train
 from segbench.cli.say import INCOMPLETE, WRONG, say
 from segbench.errors import SegbenchError, SpecError, Stopped
 
@@ -47,6 +47,7 @@ app.command("list")(look.list_)
 app.command()(look.show)
 app.command()(look.doctor)
 app.command()(train.train)
+app.command()(convert.convert)
 app.add_typer(board.app, name="leaderboard", help="Make tables and pictures of what was measured.")
 app.add_typer(model.app, name="model", help="Look into one model.", hidden=not model.app.registered_commands)
 

@@ -1,0 +1,1 @@
+"""Checkpoints of other code bases as folders that stock transformers classes load: one module per origin."""
