@@ -14,12 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils import logging as transformers_logging
 
