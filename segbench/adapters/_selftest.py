@@ -39,7 +39,7 @@ def run(adapter: Adapter) -> None:
 
 
 def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
-    """Paint every row and column of patches on an image of H x W pixels, at the place that the grid map gives it.
+    """Paint every row and column of patches on an image of H x W pixels, at the place that the layout gives it.
 
     `layout`: largest distance, in patches, between where a patch should be and where its token lights up. `encoder`:
     the same for the rows that the projector consumes. `placeless`: image tokens that are no patches of this grid.
@@ -48,8 +48,7 @@ def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]
     adapter.prepare(_noise(1))  # which counts the tokens
     grid_map, placement = adapter.grid_map(image), adapter.placement(image)
     h, w = placement.grid
-    cells = [np.floor(grid_map.coordinates(axis) + 0.5).astype(np.int64) for axis in (0, 1)]
-    bands = [light.behind(cell, count) for cell, count in zip(cells, (h, w), strict=True)]
+    bands = [light.behind(cell, count) for cell, count in zip(adapter.layout.cells(image), (h, w), strict=True)]
     frame = adapter.layout.framing
     found = light.look(adapter.embedder, frame, adapter.layout.arguments, image, bands[0], bands[1])
     expected = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij")).reshape(2, -1)

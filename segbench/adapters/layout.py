@@ -115,6 +115,15 @@ class Layout(ABC):
         """Where the patches lie on an image of H x W pixels."""
         return self.framing.grid_map(self.place(self.framing.size(image)), image)
 
+    def cells(self, image: Size) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
+        """The row of patches that sees each row of an image's pixels, and columns alike; numbers off the grid are none.
+
+        A layout whose grid map is not exact says here what it approximates.
+        """
+        grid_map = self.grid_map(image)
+        down, across = (np.floor(grid_map.coordinates(axis) + 0.5).astype(np.int64) for axis in (0, 1))
+        return down, across
+
 
 def rows(count: int, first: int = 0) -> Int[np.ndarray, "t 1"]:
     """One consumed row per patch, in order, behind `first` rows that are none."""
