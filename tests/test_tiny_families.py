@@ -39,6 +39,7 @@ def test_family_is_read_whole_by_the_stock_class_and_sees_its_picture(written: t
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     model, report = loaded
     assert not {kind: keys for kind, keys in report.items() if keys}
+    assert all(parameter.any() for parameter in model.parameters() if parameter.numel() == 1), "a gate is shut"
     first, second = (processed(folder, picture, FAMILIES[name].image) for picture in PICTURES)
     assert torch.equal(first["input_ids"], second["input_ids"])
     with torch.no_grad():
@@ -56,6 +57,18 @@ def test_checkpoint_has_the_files_of_a_real_one(written: tuple[str, Path]) -> No
     kind = json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
     assert not kind.endswith(("Pil", "Fast")), "a real checkpoint names no back end"
     assert FAMILIES[name].prompt.count("<image>") == 1
+
+
+def test_seed_decides_every_weight_and_config_reaches_the_checkpoint(tmp_path: Path) -> None:
+    def weights(folder: str, **how: Any) -> bytes:
+        return (tiny_families.write("llava", tmp_path / folder, **how) / "model.safetensors").read_bytes()
+
+    first = weights("first")
+    torch.rand(3)  # what else was drawn before does not matter
+    assert weights("again") == first
+    assert weights("other", seed=1) != first
+    tiny_families.write("llava", tmp_path / "last", vision_feature_layer=-1)
+    assert AutoConfig.from_pretrained(tmp_path / "last").vision_feature_layer == -1
 
 
 def test_only_families_of_a_later_transformers_are_left_out() -> None:

@@ -55,6 +55,7 @@ class Toy:
     tokens: PreTrainedTokenizerFast
     processor: str  # name of the processor's class, which may need a video processor and so cannot be made here
     own: Mapping[str, Any] = field(default_factory=dict)  # the processor's own keys
+    videos: Mapping[str, Any] = field(default_factory=dict)  # the video processor's, where it cannot share the images'
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,17 @@ def write(name: str, folder: Path, *, seed: int = 0, **config: Any) -> Path:
     toy.model.save_pretrained(folder)
     toy.images.save_pretrained(folder)
     toy.tokens.save_pretrained(folder)
-    own = {"processor_class": toy.processor, **toy.own}  # without the parts, as on the hub: they have their own files
-    (folder / "processor_config.json").write_text(json.dumps(own, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # Without the parts, as on the hub: they have their own files.
+    _write(folder / "processor_config.json", {"processor_class": toy.processor, **toy.own})
+    if toy.videos:
+        _write(folder / "video_preprocessor_config.json", toy.videos)
     if family.template:
         (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
     return folder
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _widen(model: nn.Module) -> None:
@@ -217,8 +224,10 @@ def _llava_next(**config: Any) -> Toy:
     )
 
 
-def _qwen(*special: str, named: Mapping[str, str] = MappingProxyType({})) -> PreTrainedTokenizerFast:
-    return _tokenizer("<|im_end|>", "<|endoftext|>", "<|im_start|>", *special, named=named)
+def _qwen(
+    *special: str, bos: str | None = None, named: Mapping[str, str] = MappingProxyType({})
+) -> PreTrainedTokenizerFast:
+    return _tokenizer("<|im_end|>", "<|endoftext|>", "<|im_start|>", *special, bos=bos, named=named)
 
 
 def _llava_onevision(**config: Any) -> Toy:
@@ -374,7 +383,8 @@ def _llava_next_video(**config: Any) -> Toy:
     )
     images = hf.LlavaNextImageProcessorPil(**_cropped(48), **_TILES_48)
     model = hf.LlavaNextVideoForConditionalGeneration(settings)
-    return Toy(model, images, tokens, "LlavaNextVideoProcessor", {**_CLIP_48, **_IMAGE_VIDEO})
+    videos = {"video_processor_type": "LlavaNextVideoVideoProcessor", **_cropped(48)}
+    return Toy(model, images, tokens, "LlavaNextVideoProcessor", {**_CLIP_48, **_IMAGE_VIDEO}, videos)
 
 
 _INTERN = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
@@ -732,7 +742,14 @@ def _ernie4_5_vl_moe(**config: Any) -> Toy:
         **{**_ids(tokens, {f"{key}_id": word for key, word in named.items()}), **_UNTIED, **config},
     )
     images = hf.Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size=_EDGES)
-    return Toy(hf.Ernie4_5_VLMoeForConditionalGeneration(settings), images, tokens, "Ernie4_5_VLMoeProcessor")
+    videos = {
+        "video_processor_type": "Ernie4_5_VLMoeVideoProcessor",
+        "patch_size": 8,
+        "temporal_patch_size": 2,
+        "draw_on_frames": False,  # which takes a font beside the weights
+    }
+    model = hf.Ernie4_5_VLMoeForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "Ernie4_5_VLMoeProcessor", videos=videos)
 
 
 def _granite4_vision(**config: Any) -> Toy:
@@ -969,6 +986,92 @@ def _blip_2(**config: Any) -> Toy:
     return Toy(hf.Blip2ForConditionalGeneration(settings), images, tokens, "Blip2Processor", {"num_query_tokens": 16})
 
 
+def _lfm3_vl(**config: Any) -> Toy:
+    tokens = _qwen(*_QWEN_IDS.values(), bos="<|startoftext|>")
+    layers = {"layer_types": ["conv", "sliding_attention", "full_attention", "conv"], "sliding_window": 16}
+    vision = {**VISION, "num_key_value_heads": 2, "patch_size": 8}
+    settings = hf.Lfm3VlConfig(
+        vision_config={**vision, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+        text_config=hf.Lfm3Config(**{**_text(tokens), **layers, "head_dim": 12, "conv_L_cache": 3}),
+        **{**_ids(tokens, _QWEN_IDS), "projector_hidden_size": 96, **_UNTIED, **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, **_HALF, **_PIXELS)
+    return Toy(hf.Lfm3VlForConditionalGeneration(settings), images, tokens, "Lfm3VlProcessor")
+
+
+def _kosmos_2_5(**config: Any) -> Toy:
+    named = {"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}
+    tokens = _tokenizer("</s>", "<pad>", bos="<s>", named=named)
+    vision = {**VISION, "head_dim": 8, "patch_embed_hidden_size": 192, "max_num_patches": 4096}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 1}  # every picture is made 4096 patches
+    text = {"embed_dim": WIDTH, "ffn_dim": 96, "layers": DEPTH, "attention_heads": HEADS, "vocab_size": len(tokens)}
+    settings = hf.Kosmos2_5Config(
+        vision_config=vision, text_config={**text, "max_position_embeddings": 512}, **{"latent_query_num": 16, **config}
+    )
+    patch: Settings = {"patch_size": {"height": 8, "width": 8}}
+    images = hf.Kosmos2_5ImageProcessorPil(**patch)
+    model = hf.Kosmos2_5ForConditionalGeneration(settings)
+    return Toy(model, images, tokens, "Kosmos2_5Processor", {"num_image_tokens": 16})
+
+
+_DOTS = _chat("<|img|><|imgpad|><|endofimg|>", user=_say("<|user|>"), reply="<|assistant|>")
+
+
+def _dots3_note(**config: Any) -> Toy:
+    image = ("<|img|>", "<|imgpad|>", "<|endofimg|>")
+    tokens = _qwen(*image, "<|video_pad|>", "<|audio_comp_pad|>", "<|user|>", "<|assistant|>")
+    vision = {
+        **VISION,
+        "patch_size": 8,
+        "adapter_in_dim": 32,
+        "adapter_out_dim": WIDTH,
+        "moe_intermediate_size": 16,
+        "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    audio = {
+        **VISION,
+        "num_hidden_layers": 1,
+        "feature_size": 16,
+        "downsample_hidden_size": 16,
+        "max_position_embeddings": 64,
+        "adapter_input_size": 32,
+        "adapter_out_dim": WIDTH,
+    }
+    latent = {
+        "head_dim": 12,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 12,
+        "num_key_value_heads": HEADS,
+        "num_attention_heads": HEADS,
+    }
+    experts = {
+        "moe_intermediate_size": 16,
+        "shared_experts_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "index_topk": 32,
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+        "layer_types": ["indexed_attention", "indexed_attention", "sliding_attention", "sliding_attention"],
+        "sliding_window": 16,
+        **{f"swa_{key}": size for key, size in latent.items()},
+    }
+    ids = {"image_token_id": "<|imgpad|>", "video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}
+    settings = hf.Dots3NoteConfig(
+        vision_config=vision,
+        audio_config=audio,
+        text_config={**_text(tokens), **latent, **experts},
+        **{**_ids(tokens, ids), **config},
+    )
+    images = hf.Qwen2VLImageProcessorPil(patch_size=8, temporal_patch_size=1, **_PIXELS)
+    return Toy(hf.Dots3NoteForConditionalGeneration(settings), images, tokens, "Dots3NoteProcessor")
+
+
 _ALL = (
     Family("llava", _llava, _VICUNA),
     Family("llava_next", _llava_next, _VICUNA),
@@ -1010,9 +1113,12 @@ _ALL = (
         _chatml("<|image_start|><|image_pad|><|image_end|>"),
         minimum="5.23.0",
     ),
+    Family("lfm3_vl", _lfm3_vl, _chatml(_QWEN_IMAGE, head="{{ bos_token }}"), minimum="5.23.0"),
+    Family("dots3_note", _dots3_note, _DOTS, minimum="5.23.0"),
     # Not a grid of image tokens: resampled, read by cross attention, or asked of by queries.
     Family("idefics2", _idefics2, _chat("<image>", **_TURNS)),
     Family("mllama", _mllama, _LLAMA_3),
+    Family("kosmos-2.5", _kosmos_2_5, None, image="", prompt=f"<image> {QUESTION}"),
     Family("blip-2", _blip_2, None, image="", prompt=f"<image> {QUESTION}"),
 )
 FAMILIES = {family.name: family for family in _ALL if Version(hf.__version__) >= Version(family.minimum)}
