@@ -290,7 +290,7 @@ class _Prepared:
 
     def __post_init__(self) -> None:
         inputs = sorted((name, tuple(tensor.shape)) for name, tensor in self.batch.inputs.items())
-        consumed = [one.shape for one in self.batch.consumed]
+        consumed = [(one.shape, one.tobytes()) for one in self.batch.consumed]  # a batch has one index for all
         object.__setattr__(self, "shapes", (*inputs, *consumed, self.batch.grids[0].grid))
 
 
