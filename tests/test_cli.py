@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import original_llava
 import pytest
 from command import segbench, tiny_run
 
@@ -286,3 +287,23 @@ def test_weights_are_one_models(tmp_path):
     said = segbench("run", *words, "--weights", tmp_path)
     assert (said.code, said.out) == (2, "")
     assert "--weights: one folder is one model's, but --model 'tiny-*' names 3" in said.err
+
+
+def test_an_original_llava_is_converted_and_its_folder_told(tmp_path):
+    made = original_llava.write(tmp_path)
+    command = ("convert", made.source, "--output", tmp_path / "out", "--vision", made.vision)
+    said = segbench(*command, "--attention", "causal")
+    assert (said.code, said.out.strip()) == (0, str(tmp_path / "out"))
+    assert f"read it with: segbench run --model NAME --weights {tmp_path / 'out'}" in said.err
+    again = segbench(*command)
+    assert (again.code, again.out) == (2, "")
+    assert "is there already and not an empty folder" in again.err
+
+
+def test_what_cannot_be_converted_is_told_without_a_trace(tmp_path):
+    made = original_llava.write(tmp_path, mm_patch_merge_type="spatial_unpad")
+    said = segbench("convert", made.source, "--output", tmp_path / "out")
+    assert said.code == 4
+    assert "mm_patch_merge_type is 'spatial_unpad', expected 'flat'" in said.err
+    assert "Traceback" not in said.err
+    assert "'nowhere' does not exist" in segbench("convert", "nowhere", "--output", tmp_path / "out").err

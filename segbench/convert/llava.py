@@ -172,6 +172,7 @@ def _tokenizer(original: Original) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             config=AutoConfig.for_model(original.family),  # it would look into config.json, and not know the type
+            legacy=True,  # a word mark behind <image>, where the original begins to tokenize anew
             local_files_only=True,
             trust_remote_code=False,
         )

@@ -12,11 +12,13 @@ import torch
 from original_llava import LAYOUTS, PROMPT, REGISTERS, TOWERS, WORDS, Made
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaTokenizer,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     ViTConfig,
@@ -115,6 +117,68 @@ def test_the_written_processor_makes_the_originals_pixels(tmp_path, tower, aspec
     images = processor(tmp_path / "out").image_processor
     for size in SIZES:
         assert torch.equal(images(images=image(size), return_tensors="pt")["pixel_values"], made.pixels(image(size)))
+
+
+def same_tokens(folder: Path, prompt: str, ids: list[list[int]]) -> None:
+    number = json.loads((folder / "conversion.json").read_text())["added_tokens"]["<image>"]
+    given = processor(folder)(text=[prompt], images=[image()])["input_ids"][0]
+    assert given == [*ids[0], *[number] * 36, *ids[1]], prompt
+
+
+PROMPTS = ("USER: <image>\nwhat is this ASSISTANT:", "<image>\na cat", "a red cat USER:<image>red")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_words_around_an_image_are_tokenized_apart_as_the_original_does(tmp_path, legacy):
+    """A Llama tokenizer marks where a word begins, and behind <image> the original begins anew."""
+    made = original_llava.write(tmp_path)
+    words = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<0x0A>"]
+    words.train_from_iterator(
+        ["USER: what is this a red cat ASSISTANT:"] * 5, trainers.BpeTrainer(vocab_size=90, special_tokens=special)
+    )
+    trained = json.loads(words.to_str())["model"]
+    merges = [tuple(pair) for pair in trained["merges"]]
+    own = LlamaTokenizer(trained["vocab"], merges, legacy=legacy, add_bos_token=True, pad_token="<unk>")  # noqa: S106
+    own.save_pretrained(made.source)
+    convert(made.source, tmp_path / "out", made.vision)
+    for prompt in PROMPTS:
+        same_tokens(
+            tmp_path / "out", prompt, [own(part).input_ids[n:] for n, part in enumerate(prompt.split("<image>"))]
+        )
+
+
+def test_a_tokenizer_of_sentencepiece_becomes_one_that_needs_it_no_more(tmp_path):
+    """As released checkpoints have it: tokenizer.model alone, and a tokenizer_config.json of older transformers."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece and protobuf")
+    made = original_llava.write(tmp_path)
+    for path in made.source.glob("tokenizer*"):
+        path.unlink()
+    (tmp_path / "text").write_text("USER: what is this a red cat ASSISTANT:\na cat is red what a cat\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(made.source / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+    )
+    stated = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    stated |= {"add_bos_token": True, "add_eos_token": False, "legacy": False, "pad_token": None}
+    (made.source / "tokenizer_config.json").write_text(json.dumps(stated))
+    convert(made.source, tmp_path / "out", made.vision)
+    assert not (tmp_path / "out/tokenizer.model").exists()
+    own = sentencepiece.SentencePieceProcessor(model_file=str(made.source / "tokenizer.model"))
+    for prompt in PROMPTS:
+        before, after = prompt.split("<image>")
+        same_tokens(tmp_path / "out", prompt, [[1, *own.encode(before)], own.encode(after)])
 
 
 def adapter(folder: Path) -> base.Adapter:
