@@ -69,7 +69,7 @@ def require_maskable(text: PreTrainedModel, kinds: tuple[str, ...] = EDITABLE) -
 def bidirectional_mask(
     text: PreTrainedModel,
     embeddings: Float[Tensor, "b s d"],
-    real: Tensor | None,
+    real: object,
     image: Bool[Tensor, "b s"],
     cache: Cache | None = None,
 ) -> Mask:
@@ -79,7 +79,10 @@ def bidirectional_mask(
     """
     require_maskable(text, EDITABLE[:1])
     if real is not None and not (isinstance(real, Tensor) and real.ndim == 2):
-        raise ModelError("the caller finished the attention mask already (a static cache?): Eq. (2) cannot be added")
+        raise ModelError(
+            f"what calls {type(text).__name__} has finished the attention mask already (a family that lets image tokens "
+            "see each other anyway, or a static cache): Eq. (2) cannot be added; use `attention: native`"
+        )
     return create_causal_mask(
         config=text.config,
         inputs_embeds=embeddings,

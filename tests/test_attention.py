@@ -342,7 +342,7 @@ def test_embeddings_without_ids_are_refused(llava, stays_causal):
 
 def test_mask_that_somebody_finished_is_refused(llava):
     text = llava.model.language_model
-    with pytest.raises(ModelError, match="finished the attention mask already"):
+    with pytest.raises(ModelError, match="has finished the attention mask already"):
         bidirectional_mask(text, torch.zeros(1, 3, 48), torch.ones(1, 1, 3, 3), torch.ones(1, 3, dtype=torch.bool))
 
 

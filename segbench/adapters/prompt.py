@@ -39,5 +39,7 @@ def image(processor: ProcessorMixin) -> str:
 
 
 def _chat(processor: ProcessorMixin, content: list[dict[str, str]]) -> str:
-    """One user turn, as the template writes it; nothing is tokenized."""
-    return processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)  # type: ignore[return-value]
+    """One user turn, as the template writes it; nothing is tokenized. Some processors would ask for their video side."""
+    turns: Any = [{"role": "user", "content": content}]
+    tokenizer: Any = processor.tokenizer
+    return tokenizer.apply_chat_template(turns, chat_template=processor.chat_template, tokenize=False)

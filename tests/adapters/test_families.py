@@ -1,0 +1,351 @@
+"""What has to hold for a family, whichever it is: each is written to disk as a tiny checkpoint and read by its adapter.
+
+Everything is compared with the stock model of transformers, or with an attention written by hand in float64.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_families
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import eager_mask
+
+from segbench import registry
+from segbench.adapters import _selftest, base
+from segbench.adapters.base import ADAPTER, FINAL, Adapter
+from segbench.attention import knockout
+from segbench.errors import ModelError
+from segbench.specs import ModelSpec
+from segbench.types import Sample, Site
+
+OWN = {  # families with an adapter of their own
+    "llava": "llava",
+    "llava_next": "llava_next",
+    "llava_onevision": "llava_onevision",
+    "deepseek_vl": "deepseek_vl",
+    "deepseek_vl_hybrid": "deepseek_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+}
+FIELDS = {"got_ocr2": {"implementation": "eager"}, "qwen2_5_vl": {"resolution": 168}}
+UNCACHED = ("dots3_note",)  # generates otherwise with a cache than without, also before segbench has touched it
+NORM_BEHIND = ("hunyuan_vl",)  # norm their keys behind the rotary embedding
+RATIOS = [(120, 120), (96, 128), (128, 96), (70, 210), (200, 80)]  # H x W
+READERS = [(family, "auto") for family in tiny_families.FAMILIES]
+READERS += [(family, adapter) for family, adapter in OWN.items() if adapter in registry.names("adapters")]
+
+REFUSED = {  # by family, what auto says; nothing else may be refused
+    "mistral3": "PixtralProcessor requires the Torchvision library",
+    "llava-pixtral": "PixtralProcessor requires the Torchvision library",
+    "idefics2": "a resampler mixes places",
+    "mllama": "not called with embeddings that hold the image",
+    "blip-2": "no text model with a list of layers",
+    "hunyuan_vl": "an image alone differs from itself in a batch",
+    "granite4_vision": "no module gives the vectors that stand at the image tokens",
+}
+
+
+@cache
+def folder(family: str) -> Path:
+    import tempfile
+
+    return tiny_families.write(family, Path(tempfile.mkdtemp(prefix=f"segbench-{family}-")))
+
+
+@cache
+def load(family: str, adapter: str, attention: str = "native") -> Adapter | ModelError:
+    fields: dict[str, Any] = {"attention": attention, "prompt": None, **FIELDS.get(family, {})}
+    try:
+        return base.load(ModelSpec(name="tiny", adapter=adapter, weights=folder(family), **fields), "cpu")
+    except ModelError as error:
+        return error
+
+
+def readable(reader: tuple[str, str], attention: str = "native") -> Adapter:
+    found = load(*reader, attention)
+    if isinstance(found, ModelError):
+        raise found
+    return found
+
+
+CAN = [reader for reader in READERS if reader[1] != "auto" or reader[0] not in REFUSED]
+every_family = pytest.mark.parametrize("reader", CAN, ids=["-".join(reader) for reader in CAN])
+
+
+def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
+    draw = np.random.default_rng(3)
+    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
+
+
+def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
+    return states[torch.arange(len(states))[:, None], batch.image_at]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("family", [name for name in tiny_families.FAMILIES if name in REFUSED])
+def test_what_cannot_be_read_patch_by_patch_is_refused_with_its_reason(family):
+    with pytest.raises(ModelError, match=REFUSED[family]):
+        readable((family, "auto"))
+
+
+# ---------------------------------------------------------------------------------------------- against transformers
+
+
+@every_family
+@torch.no_grad()
+def test_every_residual_is_what_transformers_computes(reader):
+    adapter = readable(reader)
+    batch = adapter.prepare(samples(RATIOS[:1] * 2))
+    llm = [Site("llm", layer) for layer in range(adapter.depth + 1)]
+    features = adapter.read(batch, [ADAPTER, *llm, FINAL])
+    plain = adapter.parts.outer(**batch.inputs, output_hidden_states=True, use_cache=False)
+    entering = _entering(adapter, batch)  # hidden states leave out what is added between blocks (Qwen3-VL's deepstack)
+    for layer in range(adapter.depth):
+        assert torch.equal(features[llm[layer]], at_patches(entering[layer], batch)), layer
+        if not adapter.parts.text.__class__.__name__.startswith("Qwen3VL"):
+            assert torch.equal(features[llm[layer]], at_patches(plain.hidden_states[layer], batch)), layer
+    assert torch.equal(features[FINAL], at_patches(plain.last_hidden_state, batch))
+    assert torch.equal(features[llm[-1]], at_patches(entering[-1], batch))
+    assert torch.equal(features[ADAPTER], features[llm[0]])
+    assert all(feature.shape[-1] == adapter.widths[site] for site, feature in features.items())
+
+
+@every_family
+@torch.no_grad()
+def test_keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(reader):
+    adapter = readable(reader)
+    batch = adapter.prepare(samples(RATIOS[:1]))
+    sites = [site for site in adapter.known_sites() if site.stream in ("key", "value")]
+    features = adapter.read(batch, sites)
+    cache_ = DynamicCache(config=adapter.parts.text.config)
+    kept: dict[Site, Tensor] = {}
+    update = cache_.update
+
+    def keep(keys: Tensor, values: Tensor, layer: int, *others: Any, **more: Any) -> Any:
+        kept[Site("llm", layer, "key")], kept[Site("llm", layer, "value")] = keys, values
+        return update(keys, values, layer, *others, **more)
+
+    cache_.update = keep  # type: ignore[method-assign]  # a sliding layer's cache forgets
+    adapter.parts.outer(**batch.inputs, past_key_values=cache_, use_cache=True)
+    for site in sites:
+        expected = kept[site].transpose(1, 2)  # b s heads d
+        assert torch.equal(features[site], at_patches(expected.flatten(2), batch)), site
+    rotated: list[bool] = []  # some families leave some blocks without (Cohere, EXAONE)
+    for site in (one for one in sites if one.stream == "key"):
+        before = Site("llm", site.layer, "key_pre")
+        try:
+            raw = adapter.read(batch, [before])[before]
+        except Exception as error:
+            assert "no key projection of its own" in str(error)
+            continue
+        size = kept[site].shape[-1]
+        if reader[0] not in NORM_BEHIND:
+            lengths = [one.unflatten(-1, (-1, size)).norm(dim=-1) for one in (raw, features[site])]
+            torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)
+        rotated.append(not torch.equal(raw, features[site]))
+    assert any(rotated) or not rotated
+
+
+@every_family
+def test_batch_of_one_is_batch_of_four(reader):
+    adapter = readable(reader)
+    four = samples(RATIOS[:1] * 4)
+    sites = [*adapter.sites(), [site for site in adapter.known_sites() if site.stream == "value"][-1]]
+    together = adapter.read(adapter.prepare(four), sites)
+    for row, sample in enumerate(four[::3]):
+        alone = adapter.read(adapter.prepare([sample]), sites)
+        for site in sites:
+            scale = together[site].square().mean().sqrt()
+            assert (alone[site][0] - together[site][3 * row]).abs().max() < 1e-4 * scale, site
+
+
+# --------------------------------------------------------------------------------------------------------- geometry
+
+
+@every_family
+@pytest.mark.parametrize("preprocess", ["squash", "pad", "crop"])
+def test_painted_bands_light_up_the_patches_that_the_layout_names(reader, preprocess):
+    adapter = readable(reader)
+    framing = adapter.layout.framing
+    try:
+        object.__setattr__(framing, "mode", preprocess)
+        for image in RATIOS[1:] if preprocess == "squash" else RATIOS[3:]:
+            assert _selftest.layout(adapter, image)["layout"] < 0.4
+    finally:
+        object.__setattr__(framing, "mode", "squash")
+
+
+# --------------------------------------------------------------------------------------------------------- attention
+
+
+@every_family
+def test_knocked_out_patches_have_no_influence_on_other_image_tokens(reader):
+    """By perturbation at every layer, and by gradient."""
+    adapter = readable(reader)
+    encoded = adapter.encode(adapter.prepare(samples(RATIOS[:1] * 2)))
+    blocked = torch.rand(encoded.image_at.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    blocked[:, 0] = blocked[:, -1] = False
+    llm = [*(Site("llm", layer) for layer in range(adapter.depth + 1)), FINAL]
+    if adapter.declared.no_knockout:
+        with pytest.raises(ModelError, match="no knockout: .*can be edited here"):
+            adapter.decode(encoded, llm, blocked)
+        return
+    vectors = encoded.call["inputs_embeds"].clone()
+    rows, columns = blocked.nonzero(as_tuple=True)
+    vectors[rows, encoded.image_at[rows, columns]] *= -2
+    before, after = (adapter.decode(one, llm, blocked) for one in (encoded, encoded.with_embeddings(vectors)))
+    for site in llm:
+        assert (before[site] - after[site])[~blocked].abs().max() <= _selftest._leak(adapter), site  # 0 but for experts
+
+    start = encoded.call["inputs_embeds"].detach().clone().requires_grad_()
+    sequence = torch.zeros_like(encoded.image).scatter(1, encoded.image_at, blocked)
+    with knockout(adapter.parts.text, encoded.image, sequence):
+        call = {**encoded.call, "inputs_embeds": start, "past_key_values": None, "use_cache": False}
+        states = adapter.parts.text(**call).last_hidden_state
+    free = torch.zeros_like(encoded.image).scatter(1, encoded.image_at, ~blocked)
+    (states[free] * torch.randn(states[free].shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert start.grad is not None
+    assert start.grad[sequence].abs().max() == 0
+    assert start.grad[free].abs().max() > 0
+
+
+@every_family
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_bidirectional_image_attention_is_a_softmax_written_by_hand(reader, side):
+    """Eq. (2), of prompts of different length, in float64."""
+    adapter = readable(reader)
+    try:
+        both = readable(reader, "bidirectional")
+    except ModelError as error:
+        sees_already = adapter.selftests["first_token"] > 0
+        assert sees_already or "can be edited here" in str(error) or "no mask" in str(error), error
+        return
+    inputs = _padded(both, side)
+    image = inputs["input_ids"] == both.parts.image_token_id
+    with both.attention():
+        found = both.parts.outer(**inputs, use_cache=False).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    causal = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+    allowed = (causal | image[:, :, None] & image[:, None, :]) & real[:, None, :]
+    with _by_hand(both, allowed):
+        expected = both.parts.outer(**inputs, use_cache=False).last_hidden_state
+    scale = expected[real].square().mean().sqrt()
+    assert (found[real] - expected[real]).abs().max() < 1e-5 * max(1.0, float(scale)) * 10
+    plain = adapter.parts.outer(**inputs, use_cache=False).last_hidden_state
+    assert (plain - expected)[image].abs().max() > 1e-3 * scale
+
+
+@every_family
+@pytest.mark.parametrize("attention", ["native", "bidirectional"])
+@torch.no_grad()
+def test_greedy_generation_is_recomputation_without_a_cache(reader, attention):
+    try:
+        adapter = readable(reader, attention)
+    except ModelError:
+        return  # the test above says why
+    if reader[0] in UNCACHED:
+        return
+    prompt = _padded(adapter, "right", rows=1)
+    model, new = adapter.model, 3
+    model.generation_config.eos_token_id = None
+    with adapter.attention():
+        out = model.generate(
+            **prompt, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        for step in range(1, new):
+            inputs = _longer(adapter, prompt, out.sequences[:, : prompt["input_ids"].shape[1] + step])
+            again = model(**inputs, use_cache=False).logits[:, -1]
+            scale = again.square().mean().sqrt()
+            assert (again - out.logits[step]).abs().max() < 1e-4 * scale, step
+
+
+# ----------------------------------------------------------------------------------------------------------- helpers
+
+
+def _entering(adapter: Adapter, batch: base.Batch) -> list[Tensor]:
+    """What enters every block, and the final norm, in the stock model's own forward pass."""
+    seen: list[Tensor] = []
+    places = [*adapter.parts.text.layers, adapter.parts.norm]  # type: ignore[misc]
+    hooks = [
+        place.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        for place in places
+    ]
+    try:
+        adapter.parts.outer(**batch.inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _longer(adapter: Adapter, inputs: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Inputs whose text goes on: whatever is as long as the prompt is filled up as text."""
+    suffix = "token_type_ids" if adapter.model.config.model_type == "paligemma" else None  # 0 would be its prefix
+    before = inputs["input_ids"]
+    more = ids.shape[1] - before.shape[1]
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if value.shape == before.shape:
+            fill = 1 if name in ("attention_mask", suffix) else 0
+            found[name] = torch.nn.functional.pad(value, (0, more), value=fill)
+    found["input_ids"] = ids
+    return found
+
+
+def _padded(adapter: Adapter, side: str, rows: int = 2) -> dict[str, Tensor]:
+    """Two prompts, the first one three text tokens longer behind the image, the other padded at one side; or the first."""
+    one = adapter.prepare(samples(RATIOS[:1] * rows)).inputs
+    ids = one["input_ids"]
+    word = int(ids[0, 0]) if int(ids[0, 0]) != adapter.parts.image_token_id else int(ids[0, -1])
+    words = [n for n in range(int(ids.max())) if n not in ids.unique().tolist()]
+    text = torch.tensor([words[:3] or [word] * 3]).expand(rows, -1)
+    found = _longer(adapter, one, torch.cat([ids, text], 1))
+    if rows == 1:
+        return found
+    shift = 3 if side == "left" else 0
+    for name, value in found.items():
+        if value.shape == found["input_ids"].shape:
+            row = value[1, : ids.shape[1]]
+            padding = torch.zeros(3, dtype=value.dtype)
+            parts = [padding, row] if shift else [row, padding]
+            found[name] = torch.stack([value[0], torch.cat(parts)])
+    mask = torch.ones_like(found["input_ids"])
+    mask[1, :3] = 0 if shift else 1
+    if not shift:
+        mask[1, -3:] = 0
+    return found | {"attention_mask": mask}
+
+
+@contextmanager
+def _by_hand(adapter: Adapter, allowed: Tensor) -> Iterator[None]:
+    """Attention of the text model as its definition says, over exactly these keys, deaf to any mask."""
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling=None, **more: Any) -> Any:
+        groups = query.shape[1] // key.shape[1]
+        q, k, v = query.double(), key.double().repeat_interleave(groups, 1), value.double().repeat_interleave(groups, 1)
+        score = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+        weights = score.masked_fill(~allowed[:, None], float("-inf")).softmax(-1).nan_to_num()  # rows of padding
+        return (weights @ v).to(query.dtype).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("by_hand", attend)
+    AttentionMaskInterface.register("by_hand", eager_mask)
+    config = adapter.parts.text.config
+    before = config._attn_implementation
+    config._attn_implementation = "by_hand"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
