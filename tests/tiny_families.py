@@ -1107,12 +1107,7 @@ _ALL = (
     Family("qwen3_5", _qwen3_5, _chatml(_QWEN_IMAGE)),
     Family("hunyuan_vl", _hunyuan_vl, _HUNYUAN),
     Family("gemma4", _gemma4, _GEMMA_4),
-    Family(
-        "hyperclovax_vision_v2",
-        _hyperclovax_vision_v2,
-        _chatml("<|image_start|><|image_pad|><|image_end|>"),
-        minimum="5.23.0",
-    ),
+    Family("hyperclovax_vision_v2", _hyperclovax_vision_v2, _CLOVA, minimum="5.18.0"),
     Family("lfm3_vl", _lfm3_vl, _chatml(_QWEN_IMAGE, head="{{ bos_token }}"), minimum="5.23.0"),
     Family("dots3_note", _dots3_note, _DOTS, minimum="5.23.0"),
     # Not a grid of image tokens: resampled, read by cross attention, or asked of by queries.
