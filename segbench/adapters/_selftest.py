@@ -4,8 +4,10 @@ A transposed grid, a hook that silently does nothing, a causal model labelled bi
 tongue all give plausible curves; here they give an error.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +30,16 @@ BLUR = 0.5  # patches by which resizing may smear a band
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # where configs count them
 ROUNDING = 1e-5  # absolute
 
-TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
+TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
+
+
+class Verdict(NamedTuple):
+    """One self-test: what it measured, what was expected, and a sentence if that is not so."""
+
+    name: str
+    value: float
+    limit: str
+    wrong: str = ""
 
 
 def run(adapter: Adapter) -> None:
@@ -38,15 +49,41 @@ def run(adapter: Adapter) -> None:
     """
     adapter.selftests = layout(adapter)
     adapter.selftests |= attention(adapter)
-    adapter.widths = _widths(adapter)
+    adapter.widths = widths(adapter)
 
 
 def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
+    """What `distances` are on an image of H x W pixels; ModelError if a patch is misplaced by half a patch or more, or
+    sees more of the image than its own surroundings."""
+    found = distances(adapter, image)
+    h, w = adapter.placement(image).grid
+    for name, value in found.items():
+        if wrong := verdict(name, value, adapter).wrong:
+            raise ModelError(
+                f"{adapter.spec.name}: layout self-test failed: {wrong} (a grid of {h} x {w} patches, an image of "
+                f"{image[0]} x {image[1]} pixels, preprocess: {adapter.spec.preprocess})"
+            )
+    return found
+
+
+def attention(adapter: Adapter) -> dict[str, float]:
+    """What `differences` are, by name; ModelError as soon as one of them is wrong."""
+    found = dict(differences(adapter))
+    if not all(map(math.isfinite, found.values())):
+        raise ModelError(
+            f"{adapter.spec.name}: attention self-test: states of the LLM are not finite ({_listed(found)})"
+        )
+    verdicts = [verdict(name, value, adapter) for name, value in found.items()]
+    if wrong := [one.wrong for one in verdicts if one.wrong]:
+        raise ModelError(f"{adapter.spec.name}: attention self-test failed: {'; '.join(wrong)} ({_listed(found)})")
+    return found
+
+
+def distances(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
     """Paint every row and column of patches on an image of H x W pixels, at the place that the layout gives it.
 
     `layout`: largest distance, in patches, between where a patch should be and where its token lights up. `encoder`:
     the same for the rows that the projector consumes. `placeless`: image tokens that are no patches of this grid.
-    ModelError if a patch is misplaced by half a patch or more, or sees more of the image than its own surroundings.
     """
     adapter.prepare(_noise(1))  # which counts the tokens
     grid_map, placement = adapter.grid_map(image), adapter.placement(image)
@@ -67,23 +104,15 @@ def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]
 
     if len(placement.patches) != h * w or placement.patches.max() >= len(found.tokens.lit()):
         raise ModelError(f"{adapter.spec.name}: the layout names {len(placement.patches)} tokens for {h} x {w} patches")
-    distances = {"layout": misplaced(found.tokens, placement.patches), "encoder": 0.0}
+    away = {"layout": misplaced(found.tokens, placement.patches), "encoder": 0.0}
     for response, index in zip(found.consumed, placement.consumed, strict=True):
         for column in index.T:
-            distances["encoder"] = max(distances["encoder"], misplaced(response, column))
-    for name, distance in distances.items():
-        if not distance < HALF:
-            what = "image token" if name == "layout" else "row that the projector consumes"
-            raise ModelError(
-                f"{adapter.spec.name}: layout self-test failed: an {what} is {distance:.2f} patches from where the "
-                f"grid of {h} x {w} patches puts it (an image of {image[0]} x {image[1]} pixels, preprocess: "
-                f"{adapter.spec.preprocess})"
-            )
-    return distances | {"placeless": float(placement.tokens - h * w)}
+            away["encoder"] = max(away["encoder"], misplaced(response, column))
+    return away | {"placeless": float(placement.tokens - h * w)}
 
 
-def attention(adapter: Adapter) -> dict[str, float]:
-    """What was measured, by name; ModelError as soon as one of them is wrong. All differences are of `llm.norm`.
+def differences(adapter: Adapter) -> Iterator[tuple[str, float]]:
+    """What attention does, by name, as soon as it is known. All differences are of `llm.norm`.
 
     `leak`: change of the other image tokens when knocked-out ones change, exactly 0. `effect`: change of the other
     image tokens by the knockout itself, above 0. `nothing`, `plain` and `alone`, relative to the states' rms: a
@@ -112,11 +141,9 @@ def attention(adapter: Adapter) -> dict[str, float]:
         whole = adapter.parts.outer(**inputs, use_cache=False).last_hidden_state.float()
     rows = torch.arange(2, device=adapter.device)[:, None]
     rms = plain.square().mean().sqrt()
-    found = {
-        "plain": _largest((whole[rows, encoded.image_at] - plain) / rms),
-        "alone": _largest((states(adapter.encode(adapter.prepare(samples[:1]))) - plain[:1]) / rms),
-        "first_token": _largest((last_moved - plain)[:, 0]),
-    }
+    yield "plain", _largest((whole[rows, encoded.image_at] - plain) / rms)
+    yield "alone", _largest((states(adapter.encode(adapter.prepare(samples[:1]))) - plain[:1]) / rms)
+    yield "first_token", _largest((last_moved - plain)[:, 0])
     if not adapter.declared.no_knockout:
         require_maskable(adapter.parts.text)
         try:
@@ -125,42 +152,50 @@ def attention(adapter: Adapter) -> dict[str, float]:
             nothing = states(encoded, torch.zeros_like(blocked))
         except CellError as error:
             raise ModelError(f"{adapter.spec.name}: attention self-test: {error}") from error
-        found |= {
-            "leak": _largest((cut_moved - cut)[~blocked]),
-            "effect": _largest((cut - plain)[~blocked]),
-            "nothing": _largest((nothing - plain) / rms),
-        }
-    if not bool(torch.isfinite(torch.tensor(list(found.values()))).all()):
-        raise ModelError(
-            f"{adapter.spec.name}: attention self-test: states of the LLM are not finite ({_listed(found)})"
-        )
-    if wrong := _wrong(found, adapter):
-        raise ModelError(f"{adapter.spec.name}: attention self-test failed: {'; '.join(wrong)} ({_listed(found)})")
-    return found
+        yield "leak", _largest((cut_moved - cut)[~blocked])
+        yield "effect", _largest((cut - plain)[~blocked])
+        yield "nothing", _largest((nothing - plain) / rms)
 
 
-def _wrong(found: dict[str, float], adapter: Adapter) -> list[str]:
-    """One sentence for every self-test that failed."""
-    limit, wrong = TOLERANCE[str(adapter.model.dtype).removeprefix("torch.")], []
-    if found.get("leak", 0) > _leak(adapter):
-        wrong.append(f"knocked-out image tokens still reach others, which moved by {found['leak']:.1e} instead of 0")
-    if found.get("effect") == 0:
-        wrong.append("a knockout changes nothing: its mask is not honoured")
-    if found.get("nothing", 0) > limit:
-        wrong.append(f"a knockout of no token changes the states by {found['nothing']:.1e} of their rms")
-    if found["plain"] > limit:
-        wrong.append(f"the model's own forward pass differs by {found['plain']:.1e} of the states' rms")
-    if found["alone"] > limit:
-        wrong.append(f"an image alone differs from itself in a batch by {found['alone']:.1e} of the states' rms")
-    sees = found["first_token"] != 0
-    if sees and adapter.spec.attention == "causal":
-        wrong.append("the first image token sees the last one, yet the spec says causal")
-    if not sees and adapter.spec.attention == "bidirectional":
-        wrong.append("the first image token does not see the last one, yet the spec says bidirectional")
-    return wrong
+def verdict(name: str, value: float, adapter: Adapter) -> Verdict:
+    """What is to be said of one of the `distances` or `differences` of an adapter."""
+    limit = TOLERANCE[str(adapter.model.dtype).removeprefix("torch.")]
+    if name in ("layout", "encoder"):
+        what = "an image token" if name == "layout" else "a row that the projector consumes"
+        wrong = f"{what} is {value:.2f} patches from where the grid puts it" if not value < HALF else ""
+        return Verdict(name, value, f"< {HALF} patches", wrong)
+    if name == "placeless":
+        return Verdict(name, value, "any number")
+    if not math.isfinite(value):
+        return Verdict(name, value, "a finite number", "states of the LLM are not finite")
+    if name == "leak":
+        allowed = _leak(adapter)
+        wrong = f"knocked-out image tokens still reach others, which moved by {value:.1e} instead of 0"
+        return Verdict(name, value, f"<= {allowed:g}" if allowed else "= 0", "" if value <= allowed else wrong)
+    if name == "effect":
+        wrong = "a knockout changes nothing: its mask is not honoured"
+        return Verdict(name, value, "> 0", "" if value > 0 else wrong)
+    if name == "first_token":
+        return _first_token(value, adapter.spec.attention)
+    wrong = {
+        "nothing": f"a knockout of no token changes the states by {value:.1e} of their rms",
+        "plain": f"the model's own forward pass differs by {value:.1e} of the states' rms",
+        "alone": f"an image alone differs from itself in a batch by {value:.1e} of the states' rms",
+    }[name]
+    return Verdict(name, value, f"<= {limit:g} of the rms", "" if value <= limit else wrong)
 
 
-def _widths(adapter: Adapter) -> dict[Site, int]:
+def _first_token(value: float, attention: str) -> Verdict:
+    if attention == "causal":
+        wrong = "the first image token sees the last one, yet the spec says causal"
+        return Verdict("first_token", value, "= 0, as it is causal", "" if value == 0 else wrong)
+    if attention == "bidirectional":
+        wrong = "the first image token does not see the last one, yet the spec says bidirectional"
+        return Verdict("first_token", value, "> 0, as it is bidirectional", "" if value > 0 else wrong)
+    return Verdict("first_token", value, "any: attention is the family's own")
+
+
+def widths(adapter: Adapter) -> dict[Site, int]:
     """Feature width of every site, as read from one image."""
     sites = [site for site in adapter.known_sites() if site.stream != "key_pre"]  # as wide as the keys that follow
     found = adapter.read(adapter.prepare(_noise(1)), sites)
@@ -175,7 +210,7 @@ def _whole(scale: float, bands: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _leak(adapter: Adapter) -> float:
-    """What may leak: nothing. In a mixture of experts tokens are multiplied in groups, whose size decides the rounding."""
+    """What may leak: nothing; in a mixture of experts, rounding, as tokens are multiplied in groups of any size."""
     known = adapter.parts.text.config.to_dict()
     return ROUNDING if any(known.get(name) for name in EXPERTS) else 0.0
 
