@@ -27,7 +27,16 @@ from segbench.adapters import weights
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
 
+KEYS: tuple[str, ...] = ("missing", "unexpected", "of another shape")  # what can be wrong with tensors
 PARTS = ("text_config", "vision_config")  # of a config; transformers would make up billions of random parameters
+
+
+class Unfit(ModelError):
+    """Tensors do not fit the config: `keys` are their names, by what is wrong with them."""
+
+    def __init__(self, message: str, keys: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 @dataclass(frozen=True)
@@ -107,14 +116,11 @@ def _model(spec: ModelSpec, folder: Path) -> PreTrainedModel:
         if shown:
             transformers_logging.enable_progress_bar()
     model, report = loaded
-    wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
-    }
+    other = {str(entry[0]) for entry in report["mismatched_keys"]}
+    wrong = dict(zip(KEYS, map(sorted, (report["missing_keys"], report["unexpected_keys"], other)), strict=True))
     if any(wrong.values()):
         told = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in wrong.items() if names)
-        raise ModelError(f"{spec.name}: the tensors in {folder} do not fit its config: {told}")
+        raise Unfit(f"{spec.name}: the tensors in {folder} do not fit its config: {told}", wrong)
     return model.eval().requires_grad_(False)
 
 
@@ -151,7 +157,9 @@ def _processor_class(spec: ModelSpec, folder: Path, model: PreTrainedModel, sett
         if isinstance(name, str):
             cls = processor_class_from_name(name)
             if cls is None:
-                raise ModelError(f"{spec.name}: {folder} names the processor {name!r}, which transformers does not have")
+                raise ModelError(
+                    f"{spec.name}: {folder} names the processor {name!r}, which transformers does not have"
+                )
             return cls
     try:
         return PROCESSOR_MAPPING[type(model.config)]

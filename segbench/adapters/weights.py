@@ -53,7 +53,7 @@ def missing(spec: ModelSpec) -> str | None:
     if not spec.hub:
         return "its spec names no weights; give `weights: FOLDER` or `hub: ORG/NAME` with a `revision`"
     found = _snapshot(spec)
-    if found and all((found / name).is_file() for name in _expected(found)):
+    if found and all((found / name).is_file() for name in shards(found)):
         return None
     revision = f" --revision {spec.revision}" if spec.revision else ""
     return f"{spec.hub} is not in the Hugging Face cache; first: hf download {spec.hub}{revision}"
@@ -96,7 +96,7 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
         raise ModelError(f"{checkpoint}: its config wants code of its own to run ({code}); remote code is never run")
     if (checkpoint / _LORA).is_file():  # transformers would add it where peft is installed, and leave it out elsewhere
         raise ModelError(f"{checkpoint}: {_LORA} lies beside the weights; merge that adapter into them first")
-    for name in _expected(checkpoint):
+    for name in shards(checkpoint):
         if not (checkpoint / name).is_file():
             pickles = sorted(path.name for path in [*checkpoint.glob("*.bin"), *checkpoint.glob("*.pt*")])
             if pickles and name == _WHOLE:
@@ -120,8 +120,8 @@ def _snapshot(spec: ModelSpec) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _expected(checkpoint: Path) -> list[str]:
-    """Names of the weight files that belong to a checkpoint."""
+def shards(checkpoint: Path) -> list[str]:
+    """Names of the weight files that belong to a checkpoint, there or not; ModelError for an index that is none."""
     if (checkpoint / _WHOLE).is_file() or not (checkpoint / _INDEX).is_file():  # the order of transformers
         return [_WHOLE]
     shards = _json(checkpoint / _INDEX).get("weight_map")

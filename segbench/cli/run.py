@@ -8,9 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segbench import registry, strict_yaml
+from segbench import registry
 from segbench.cli import board
-from segbench.cli.options import RUNS, Device, DryRun, Figures, Include, Json, Limit, Output, Seed, library
+from segbench.cli.options import (
+    RUNS,
+    Device,
+    DryRun,
+    Figures,
+    Include,
+    Json,
+    Limit,
+    ModelArgs,
+    Output,
+    Preprocess,
+    Seed,
+    Weights,
+    library,
+    overridden,
+)
 from segbench.cli.say import INCOMPLETE, INTERRUPTED, OK, as_columns, as_json, say
 from segbench.errors import SpecError, Stopped
 
@@ -23,17 +38,6 @@ FINISHED = ("done", "ran")
 
 BatchSize = Annotated[int, typer.Option(min=1, help="images per forward; changes no number")]
 Examples = Annotated[int, typer.Option(min=0, help="images whose predicted label maps are kept")]
-ModelArgs = Annotated[
-    str | None, typer.Option(metavar="KEY=VALUE,...", help="fields of the model cards to replace: weights, dtype ...")
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(exists=True, file_okay=False, help="folder with the checkpoint, in place of the one model's own"),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(metavar="HOW", help="how an image is laid on the model's square: squash, pad, crop, native"),
-]
 
 
 def run(
@@ -57,7 +61,7 @@ def run(
     from segbench.runner import Options
 
     options = Options(limit, _seeds(seed), batch_size, examples, device)
-    overrides = _overrides(model_args, weights, preprocess)
+    overrides = overridden(model_args, weights, preprocess)
     asked = _Asked(model, tasks, options, output, tuple(include or ()), overrides, weights is not None, figures, json)
     raise typer.Exit(_dry_run(asked) if dry_run else _run(asked))
 
@@ -232,19 +236,3 @@ def _seeds(text: str) -> tuple[int, ...]:
     if min(seeds) < 0:
         raise SpecError(f"--seed: expected numbers from 0 on, got {text!r}")
     return tuple(dict.fromkeys(seeds))
-
-
-def _overrides(text: str | None, weights: Path | None, preprocess: str | None) -> dict[str, Any]:
-    """`key=value,key=value` with values as in YAML, and the two fields that have options of their own."""
-    overrides: dict[str, Any] = {}
-    for part in filter(None, (text or "").split(",")):
-        key, sign, value = part.partition("=")
-        if not sign or not key.strip():
-            raise SpecError(f"--model-args: expected key=value with commas between, got {part!r}")
-        overrides[key.strip().replace("-", "_")] = strict_yaml.scalar(value.strip())
-    for key, given in (("weights", weights), ("preprocess", preprocess)):
-        if given is not None and key in overrides:
-            raise SpecError(f"--{key} and --model-args {key}=... are both given; keep one")
-        if given is not None:
-            overrides[key] = str(given)
-    return overrides

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-OK, WRONG, INCOMPLETE, INTERRUPTED = 0, 2, 4, 130
+OK, FAILED, WRONG, INCOMPLETE, INTERRUPTED = 0, 1, 2, 4, 130
 
 
 def say(line: str) -> None:
