@@ -91,7 +91,7 @@ def write(
     torch.manual_seed(0)
     source, vision, base = folder / "source", folder / "tower", folder / "base"
     source.mkdir(parents=True)
-    text = {
+    text: dict[str, Any] = {
         "hidden_size": DEPTH,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
@@ -174,19 +174,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """The middle of a square of one colour."""
     width, height = image.size
-    square = Image.new(image.mode, (max(image.size),) * 2, colour)
+    square = Image.new(image.mode, (max(image.size), max(image.size)), colour)
     square.paste(image, (0, (width - height) // 2) if width > height else ((height - width) // 2, 0))
     return square
 
 
 def _write_tower(folder: Path, name: Tower) -> nn.Module:
     """The published checkpoint of a tower, read again by the class that LLaVA or its fork reads it with."""
-    size = {"hidden_size": WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8}
-    fixed = {**size, "intermediate_size": 64, "image_size": SIDE[name]}
-    other_half = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    free = {**size, "mlp_ratio": 2, "image_size": 72}  # the position embeddings are interpolated
+    size: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8}
+    fixed: dict[str, Any] = {**size, "intermediate_size": 64, "image_size": SIDE[name]}
+    other_half: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    free: dict[str, Any] = {**size, "mlp_ratio": 2, "image_size": 72}  # the position embeddings are interpolated
     square = {"height": SIDE[name], "width": SIDE[name]}
-    crop = {"size": {"shortest_edge": 56}, "crop_size": square}  # as DINOv2's 256 and 224
+    crop: dict[str, Any] = {"size": {"shortest_edge": 56}, "crop_size": square}  # as DINOv2's 256 and 224
     if name == "clip":
         whole, cls = CLIPModel(CLIPConfig(vision_config=fixed, text_config=other_half)), CLIPVisionModel
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": SIDE[name]}, crop_size=square)
