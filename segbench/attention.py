@@ -80,8 +80,8 @@ def bidirectional_mask(
     require_maskable(text, EDITABLE[:1])
     if real is not None and not (isinstance(real, Tensor) and real.ndim == 2):
         raise ModelError(
-            f"what calls {type(text).__name__} has finished the attention mask already (a family that lets image tokens "
-            "see each other anyway, or a static cache): Eq. (2) cannot be added; use `attention: native`"
+            f"what calls {type(text).__name__} has finished the attention mask already (a family that lets image "
+            "tokens see each other anyway, or a static cache): Eq. (2) cannot be added; use `attention: native`"
         )
     return create_causal_mask(
         config=text.config,

@@ -111,7 +111,7 @@ class Adapter:
     def known_sites(self) -> tuple[Site, ...]:
         """All that can be read: the residuals, and keys and values of every block, in the order of computation."""
         kinds = self.parts.text.config.to_dict().get("layer_types") or [EDITABLE[0]] * self.depth
-        attending = [n for n in range(self.depth) if kinds[n] in EDITABLE]  # others, such as linear attention, have none
+        attending = [n for n in range(self.depth) if kinds[n] in EDITABLE]  # linear attention has no keys
         streams = {n: [Site("llm", n, stream) for stream in STREAMS] for n in attending}
         residuals = [Site("llm", layer) for layer in range(self.depth + 1)]
         llm = [site for n, residual in enumerate(residuals) for site in (residual, *streams.get(n, ()))]

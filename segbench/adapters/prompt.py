@@ -39,7 +39,7 @@ def image(processor: ProcessorMixin) -> str:
 
 
 def _chat(processor: ProcessorMixin, content: list[dict[str, str]]) -> str:
-    """One user turn, as the template writes it; nothing is tokenized. Some processors would ask for their video side."""
+    """One user turn, as the template writes it. Asked for it, some processors would want their video side."""
     turns: Any = [{"role": "user", "content": content}]
     tokenizer: Any = processor.tokenizer
     return tokenizer.apply_chat_template(turns, chat_template=processor.chat_template, tokenize=False)

@@ -61,14 +61,17 @@ def trace(embedder: Embedder, framing: Framing, arguments: Mapping[str, Any], ti
     whole = [view for view in views if _covers(view, side)]
     if not whole:
         shapes = ", ".join(f"{h} x {w}" for (h, w), *_ in views) or "none"
+        lit = found.tokens.lit()
         raise ModelError(
-            f"{name}: its {len(found.tokens.lit())} image tokens, {int(found.tokens.lit().sum())} of which see anything, "
+            f"{name}: its {len(lit)} image tokens, of which {int(lit.sum())} see anything, "
             f"are no grid over the picture (runs in raster order: {shapes}); a resampler mixes places, and such a "
             "model cannot be read patch by patch"
         )
     view = max(whole, key=lambda one: len(one.tokens)) if tiles else min(whole, key=lambda one: len(one.tokens))
     if (spread[:, view.tokens] > WIDE * np.array(view.pitch)[:, None]).any():
-        raise ModelError(f"{name}: image tokens see more than their place in the grid of {view.grid[0]} x {view.grid[1]}")
+        raise ModelError(
+            f"{name}: image tokens see more than their place in the grid of {view.grid[0]} x {view.grid[1]}"
+        )
     consumed = tuple(
         _assigned(name, response, middle, shape, view)
         for response, shape in zip(found.consumed, found.shapes, strict=True)

@@ -5,6 +5,7 @@ Everything is compared with the stock model of transformers, or with an attentio
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from segbench import registry
 from segbench.adapters import _selftest, base
 from segbench.adapters.base import ADAPTER, FINAL, Adapter
 from segbench.attention import knockout
-from segbench.errors import ModelError
+from segbench.errors import ModelError, SpecError
 from segbench.specs import ModelSpec
 from segbench.types import Sample, Site
 
@@ -34,9 +35,14 @@ OWN = {  # families with an adapter of their own
     "deepseek_vl_hybrid": "deepseek_vl",
     "qwen2_5_vl": "qwen2_5_vl",
 }
-FIELDS = {"got_ocr2": {"implementation": "eager"}, "qwen2_5_vl": {"resolution": 168}}
+DYNAMIC = """qwen2_vl qwen2_5_vl qwen3_5 glm4v glm46v glm_ocr video_llama_3 paddleocr_vl exaone4_5 lighton_ocr lfm3_vl
+dots3_note ernie4_5_vl_moe hyperclovax_vision_v2"""  # take pictures of any size: a small one is enough here
+FIELDS: dict[str, dict[str, Any]] = {name: {"resolution": 96} for name in DYNAMIC.split()}
+FIELDS["got_ocr2"] = {"implementation": "eager"}
+UNEVEN = ("hunyuan_vl",)  # its own code gives the later images of a batch slightly other states
 UNCACHED = ("dots3_note",)  # generates otherwise with a cache than without, also before segbench has touched it
-NORM_BEHIND = ("hunyuan_vl",)  # norm their keys behind the rotary embedding
+FUSED = ("dots3_note",)  # has no key projection of its own
+SLIDING = ("aya_vision", "exaone4_5", "gemma4")  # have layers that see a window only
 RATIOS = [(120, 120), (96, 128), (128, 96), (70, 210), (200, 80)]  # H x W
 READERS = [(family, "auto") for family in tiny_families.FAMILIES]
 READERS += [(family, adapter) for family, adapter in OWN.items() if adapter in registry.names("adapters")]
@@ -47,7 +53,7 @@ REFUSED = {  # by family, what auto says; nothing else may be refused
     "idefics2": "a resampler mixes places",
     "mllama": "not called with embeddings that hold the image",
     "blip-2": "no text model with a list of layers",
-    "hunyuan_vl": "an image alone differs from itself in a batch",
+    "kosmos-2.5": "nothing says how many pixels its pictures have",
     "granite4_vision": "no module gives the vectors that stand at the image tokens",
 }
 
@@ -76,7 +82,6 @@ def readable(reader: tuple[str, str], attention: str = "native") -> Adapter:
 
 
 CAN = [reader for reader in READERS if reader[1] != "auto" or reader[0] not in REFUSED]
-every_family = pytest.mark.parametrize("reader", CAN, ids=["-".join(reader) for reader in CAN])
 
 
 def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
@@ -101,9 +106,8 @@ def test_what_cannot_be_read_patch_by_patch_is_refused_with_its_reason(family):
 # ---------------------------------------------------------------------------------------------- against transformers
 
 
-@every_family
 @torch.no_grad()
-def test_every_residual_is_what_transformers_computes(reader):
+def every_residual_is_what_transformers_computes(reader):
     adapter = readable(reader)
     batch = adapter.prepare(samples(RATIOS[:1] * 2))
     llm = [Site("llm", layer) for layer in range(adapter.depth + 1)]
@@ -120,9 +124,8 @@ def test_every_residual_is_what_transformers_computes(reader):
     assert all(feature.shape[-1] == adapter.widths[site] for site, feature in features.items())
 
 
-@every_family
 @torch.no_grad()
-def test_keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(reader):
+def keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(reader):
     adapter = readable(reader)
     batch = adapter.prepare(samples(RATIOS[:1]))
     sites = [site for site in adapter.known_sites() if site.stream in ("key", "value")]
@@ -143,21 +146,19 @@ def test_keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(re
     rotated: list[bool] = []  # some families leave some blocks without (Cohere, EXAONE)
     for site in (one for one in sites if one.stream == "key"):
         before = Site("llm", site.layer, "key_pre")
-        try:
-            raw = adapter.read(batch, [before])[before]
-        except Exception as error:
-            assert "no key projection of its own" in str(error)
+        if reader[0] in FUSED:
+            with pytest.raises(SpecError, match="has no key projection of its own"):
+                adapter.read(batch, [before])
             continue
+        raw = adapter.read(batch, [before])[before]
         size = kept[site].shape[-1]
-        if reader[0] not in NORM_BEHIND:
-            lengths = [one.unflatten(-1, (-1, size)).norm(dim=-1) for one in (raw, features[site])]
-            torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)
+        lengths = [one.unflatten(-1, (-1, size)).norm(dim=-1) for one in (raw, features[site])]
+        torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)
         rotated.append(not torch.equal(raw, features[site]))
     assert any(rotated) or not rotated
 
 
-@every_family
-def test_batch_of_one_is_batch_of_four(reader):
+def batch_of_one_is_batch_of_four(reader):
     adapter = readable(reader)
     four = samples(RATIOS[:1] * 4)
     sites = [*adapter.sites(), [site for site in adapter.known_sites() if site.stream == "value"][-1]]
@@ -166,30 +167,28 @@ def test_batch_of_one_is_batch_of_four(reader):
         alone = adapter.read(adapter.prepare([sample]), sites)
         for site in sites:
             scale = together[site].square().mean().sqrt()
-            assert (alone[site][0] - together[site][3 * row]).abs().max() < 1e-4 * scale, site
+            limit = 5e-3 if reader[0] in UNEVEN else 1e-4
+            assert (alone[site][0] - together[site][3 * row]).abs().max() < limit * scale, site
 
 
 # --------------------------------------------------------------------------------------------------------- geometry
 
 
-@every_family
-@pytest.mark.parametrize("preprocess", ["squash", "pad", "crop"])
-def test_painted_bands_light_up_the_patches_that_the_layout_names(reader, preprocess):
+def painted_bands_light_up_the_patches_that_the_layout_names(reader):
     adapter = readable(reader)
-    framing = adapter.layout.framing
-    try:
-        object.__setattr__(framing, "mode", preprocess)
-        for image in RATIOS[1:] if preprocess == "squash" else RATIOS[3:]:
-            assert _selftest.layout(adapter, image)["layout"] < 0.4
-    finally:
-        object.__setattr__(framing, "mode", "squash")
+    for image in RATIOS:
+        assert _selftest.layout(adapter, image)["layout"] < 0.4, image
+    for preprocess, image in (("pad", RATIOS[3]), ("crop", RATIOS[4])):
+        found = Adapter(
+            adapter.embedder, replace(adapter.layout, framing=replace(adapter.layout.framing, mode=preprocess))
+        )
+        assert _selftest.layout(found, image)["layout"] < 0.4, preprocess
 
 
 # --------------------------------------------------------------------------------------------------------- attention
 
 
-@every_family
-def test_knocked_out_patches_have_no_influence_on_other_image_tokens(reader):
+def knocked_out_patches_have_no_influence_on_other_image_tokens(reader):
     """By perturbation at every layer, and by gradient."""
     adapter = readable(reader)
     encoded = adapter.encode(adapter.prepare(samples(RATIOS[:1] * 2)))
@@ -197,7 +196,7 @@ def test_knocked_out_patches_have_no_influence_on_other_image_tokens(reader):
     blocked[:, 0] = blocked[:, -1] = False
     llm = [*(Site("llm", layer) for layer in range(adapter.depth + 1)), FINAL]
     if adapter.declared.no_knockout:
-        with pytest.raises(ModelError, match="no knockout: .*can be edited here"):
+        with pytest.raises(ModelError, match=r"no knockout: .*can be edited here"):
             adapter.decode(encoded, llm, blocked)
         return
     vectors = encoded.call["inputs_embeds"].clone()
@@ -219,19 +218,21 @@ def test_knocked_out_patches_have_no_influence_on_other_image_tokens(reader):
     assert start.grad[free].abs().max() > 0
 
 
-@every_family
-@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_bidirectional_image_attention_is_a_softmax_written_by_hand(reader, side):
+def bidirectional_image_attention_is_a_softmax_written_by_hand(reader):
     """Eq. (2), of prompts of different length, in float64."""
     adapter = readable(reader)
-    try:
-        both = readable(reader, "bidirectional")
-    except ModelError as error:
-        sees_already = adapter.selftests["first_token"] > 0
-        assert sees_already or "can be edited here" in str(error) or "no mask" in str(error), error
+    if adapter.selftests["first_token"] > 0 or adapter.declared.no_knockout or reader[0] in SLIDING:
+        with pytest.raises(ModelError, match=r"attention mask already|can be edited here"):
+            readable(reader, "bidirectional")
         return
-    inputs = _padded(both, side)
+    both = readable(reader, "bidirectional")
+    greedy_generation_is_recomputation_without_a_cache(reader, "bidirectional")
+    for side in ("left", "right"):
+        _compare(adapter, both, _padded(both, side))
+
+
+def _compare(adapter: Adapter, both: Adapter, inputs: dict[str, Tensor]) -> None:
     image = inputs["input_ids"] == both.parts.image_token_id
     with both.attention():
         found = both.parts.outer(**inputs, use_cache=False).last_hidden_state
@@ -246,16 +247,11 @@ def test_bidirectional_image_attention_is_a_softmax_written_by_hand(reader, side
     assert (plain - expected)[image].abs().max() > 1e-3 * scale
 
 
-@every_family
-@pytest.mark.parametrize("attention", ["native", "bidirectional"])
 @torch.no_grad()
-def test_greedy_generation_is_recomputation_without_a_cache(reader, attention):
-    try:
-        adapter = readable(reader, attention)
-    except ModelError:
-        return  # the test above says why
+def greedy_generation_is_recomputation_without_a_cache(reader, attention="native"):
     if reader[0] in UNCACHED:
         return
+    adapter = readable(reader, attention)
     prompt = _padded(adapter, "right", rows=1)
     model, new = adapter.model, 3
     model.generation_config.eos_token_id = None
@@ -306,7 +302,7 @@ def _longer(adapter: Adapter, inputs: Any, ids: Tensor) -> dict[str, Tensor]:
 
 
 def _padded(adapter: Adapter, side: str, rows: int = 2) -> dict[str, Tensor]:
-    """Two prompts, the first one three text tokens longer behind the image, the other padded at one side; or the first."""
+    """Two prompts, the first one three text tokens longer behind the image, the other padded; or the first one."""
     one = adapter.prepare(samples(RATIOS[:1] * rows)).inputs
     ids = one["input_ids"]
     word = int(ids[0, 0]) if int(ids[0, 0]) != adapter.parts.image_token_id else int(ids[0, -1])
@@ -349,3 +345,22 @@ def _by_hand(adapter: Adapter, allowed: Tensor) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+CHECKS = (
+    every_residual_is_what_transformers_computes,
+    keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length,
+    batch_of_one_is_batch_of_four,
+    painted_bands_light_up_the_patches_that_the_layout_names,
+    knocked_out_patches_have_no_influence_on_other_image_tokens,
+    bidirectional_image_attention_is_a_softmax_written_by_hand,
+    greedy_generation_is_recomputation_without_a_cache,
+)
+
+
+@pytest.mark.parametrize("reader", CAN, ids=["-".join(reader) for reader in CAN])
+def test_family(reader, subtests):
+    """One item for all checks of a family, so that it is written and loaded once."""
+    for check in CHECKS:
+        with subtests.test(check.__name__.replace("_", " ")):
+            check(reader)
