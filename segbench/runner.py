@@ -358,7 +358,7 @@ def _ordered(library: Library, tasks: Sequence[TaskSpec]) -> list[tuple[TaskSpec
 
 def _weights(model: ModelSpec) -> str | None:
     """What identifies the model's weights; None for an adapter of your own that needs none."""
-    if model.weights is None and model.hub is None:
+    if model.weights is None and model.hub is None and model.adapter not in registry.names("adapters"):
         return None
     from segbench.adapters import weights
 

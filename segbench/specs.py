@@ -120,6 +120,7 @@ class ModelSpec(Spec):
     )
     baseline: str | None = Field(default=None, description="the causal twin, for the starvation gap")
     mask_swap: bool = Field(default=False, description="allow another attention than the weights were trained with")
+    obtain: str = Field(default="", description="how to come by the weights, where no hub has them")
     description: str = ""
     license: str = ""
     parameters: str = ""
@@ -162,7 +163,7 @@ class ModelSpec(Spec):
 
     def identity(self) -> dict[str, Any]:
         """What can change a number beside the weights, whose contents are hashed on their own."""
-        names = {"name", "baseline", "hub", "revision", "description", "license", "parameters"}
+        names = {"name", "baseline", "hub", "revision", "obtain", "description", "license", "parameters"}
         later = {name: ModelSpec.model_fields[name].default for name in ("resolution", "view", "backend")}
         return {  # a field that came later and is left as it was gives no old measurement another fingerprint
             key: value for key, value in super().identity().items() if key not in names and value != later.get(key, ...)

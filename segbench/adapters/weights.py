@@ -51,7 +51,8 @@ def missing(spec: ModelSpec) -> str | None:
         what = "holds no config.json" if spec.weights.is_dir() else "is not there"
         return f"the checkpoint folder {spec.weights} {what}; put a transformers checkpoint (safetensors) there"
     if not spec.hub:
-        return "its spec names no weights; give `weights: FOLDER` or `hub: ORG/NAME` with a `revision`"
+        how = spec.obtain or "give --weights FOLDER, or `hub: ORG/NAME` with a `revision` in its card"
+        return f"its weights are nowhere to be fetched; {how}"
     found = _snapshot(spec)
     if found and all((found / name).is_file() for name in shards(found)):
         return None

@@ -57,7 +57,7 @@ def test_hub_model_that_is_not_cached_says_how_to_fetch_it(tmp_path, monkeypatch
         update={"weights": None, "hub": "org/no-such-model", "revision": "0" * 40}
     )
     assert f"first: hf download org/no-such-model --revision {'0' * 40}" in str(weights.missing(spec))
-    assert "names no weights" in str(weights.missing(spec.model_copy(update={"hub": None})))
+    assert "give --weights FOLDER" in str(weights.missing(spec.model_copy(update={"hub": None})))
 
 
 @pytest.mark.parametrize("kind", ["written", "shards"])
