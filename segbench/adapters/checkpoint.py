@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils import logging as transformers_logging
@@ -137,7 +138,7 @@ def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> Process
         parts: dict[str, Any] = {}
         for name in cls.get_attributes():
             if name == "image_processor":
-                parts[name] = AutoImageProcessor.from_pretrained(folder, backend=spec.backend, **local)
+                parts[name] = _images(spec, AutoImageProcessor.from_pretrained(folder, backend=spec.backend, **local))
             elif name == "tokenizer":
                 parts[name] = AutoTokenizer.from_pretrained(folder, **local)
             else:  # for videos or sounds
@@ -148,6 +149,18 @@ def _processor(spec: ModelSpec, folder: Path, model: PreTrainedModel) -> Process
     except (OSError, ValueError, ImportError, TypeError) as error:
         said = " ".join(str(error).split())
         raise ModelError(f"{folder}: the processor cannot be loaded: {said}") from error
+
+
+def _images(spec: ModelSpec, found: Any) -> Any:
+    """The image processor, if it is of the backend asked for: transformers would quietly take the other one."""
+    if isinstance(found, PilBackend) != (spec.backend == "pil"):
+        what = "it has no PIL backend" if spec.backend == "pil" else "torchvision is not installed, or it has no such"
+        other = "torchvision" if spec.backend == "pil" else "pil"
+        raise ModelError(
+            f"{spec.name}: the image processor would be {type(found).__name__}, not one of the backend "
+            f"{spec.backend!r}: {what}; use `backend: {other}`"
+        )
+    return found
 
 
 def _processor_class(spec: ModelSpec, folder: Path, model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
