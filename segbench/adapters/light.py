@@ -1,8 +1,8 @@
 """Paint a band across an image and see which tokens light up: where patches are, measured rather than believed.
 
-While this is looked at, the blocks of the vision tower are passed by, so that no token hears of another: what is left
-of the model (processor, patch embedding, merging, window order, projector, packing into the prompt) is all that can
-move a patch to another place. Nothing of it is re-implemented here.
+While this is looked at, the blocks of the vision tower are passed by and convolutions see no neighbours, so that no
+token hears of another: what is left of the model (processor, patch embedding, merging, window order, projector, packing
+into the prompt) is all that can move a patch to another place. Nothing of it is re-implemented here.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
@@ -100,7 +101,8 @@ def look(
 def tokenwise(embedder: Embedder) -> Iterator[None]:
     """The model with every block before the LLM passed by: modules in lists that give back what they took, in shape.
 
-    Hooks come first in line, so that those by which transformers collects hidden states see the same.
+    Convolutions whose windows overlap (SAM's neck) keep their middle tap, and see by it the mean of the cell that their
+    stride makes. Hooks come first in line, so that those by which transformers collects hidden states see the same.
     """
     text = set(embedder.parts.text.modules())
     lists = [module for module in embedder.parts.outer.modules() if isinstance(module, nn.ModuleList)]
@@ -114,6 +116,9 @@ def tokenwise(embedder: Embedder) -> Iterator[None]:
         return (given, *out[1:]) if isinstance(out, tuple) else given
 
     hooks = [block.register_forward_hook(passed, with_kwargs=True, prepend=True) for block in blocks]
+    for module in embedder.parts.outer.modules():
+        if module not in text and isinstance(module, nn.Conv2d) and _overlaps(module):
+            hooks.append(module.register_forward_hook(_middle_tap, prepend=True))
     try:
         yield
     finally:
@@ -134,6 +139,22 @@ def behind(cell: Int[np.ndarray, " n"], count: int) -> list[tuple[int, int]]:
         pixels = np.flatnonzero(cell == number)
         found.append((int(pixels[0]), int(pixels[-1]) + 1) if len(pixels) else (0, 0))
     return found
+
+
+def _overlaps(convolution: nn.Conv2d) -> bool:
+    """Whether it has windows wider than its stride, as many as there are cells of that stride."""
+    sizes = zip(convolution.kernel_size, convolution.stride, strict=True)
+    middle = tuple(d * (k // 2) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True))
+    odd = all(k % 2 for k in convolution.kernel_size)
+    return odd and convolution.padding == middle and any(k > stride for k, stride in sizes)
+
+
+def _middle_tap(convolution: nn.Conv2d, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """A convolution's output without its neighbours."""
+    y, x = (k // 2 for k in convolution.kernel_size)
+    weight = convolution.weight[:, :, y : y + 1, x : x + 1]
+    cells = F.avg_pool2d(args[0], convolution.stride, ceil_mode=True)
+    return F.conv2d(cells, weight, convolution.bias, groups=convolution.groups)
 
 
 def _response(states: Float[Tensor, "p n d"], rows: int) -> Response:
