@@ -226,11 +226,14 @@ def _without(given: Mask, image: Bool[Tensor, "b q"], blocked: Bool[Tensor, "b q
         )
     if isinstance(given, BlockMask):
         before = given.mask_mod
-
-        def kept(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return before(b, h, q, k) & ~forbidden[b, q, k]
-
-        return create_block_mask(kept, batch, None, tokens, tokens, device=str(image.device))
+        return create_block_mask(
+            lambda b, h, q, k: before(b, h, q, k) & ~forbidden[b, q, k],  # flex counts its arguments
+            batch,
+            None,
+            tokens,
+            tokens,
+            device=str(image.device),
+        )
     if given is None or given.dtype == torch.bool:
         return left
     return given.masked_fill(cut, torch.finfo(given.dtype).min)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import IMAGE, build
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from transformers import LlamaModel, LlavaForConditionalGeneration, MistralConfig, MistralModel
 
 from segbench import attention
@@ -370,3 +371,37 @@ def test_sliding_windows_are_refused_by_name_where_something_is_to_be_allowed():
     config.layer_types = ["linear_attention"]
     with pytest.raises(ModelError, match="MistralModel has linear_attention"):
         require_maskable(text)
+
+
+# -------------------------------------------------------------------------------------------------------------- flex
+
+
+def test_block_mask_is_edited_as_a_boolean_one(llava):
+    """What flex attention is handed; to run it takes a compiler and a minute."""
+
+    def causal(b, h, q, k):
+        return q >= k
+
+    text, size = llava.model.language_model, IDS.shape[1]
+    given = create_block_mask(causal, 2, None, size, size, device="cpu")
+    edited = attention._without(given, AT, BLOCKED, text)
+    boolean = torch.ones(2, 1, size, size, dtype=torch.bool).tril()
+    found = create_mask(edited.mask_mod, 2, None, size, size, device="cpu")  # type: ignore[union-attr]
+    assert torch.equal(found, attention._without(boolean, AT, BLOCKED, text))
+    assert not torch.equal(found, boolean)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_flex_attention_computes_what_sdpa_does(bidirectional):
+    found = []
+    for implementation in ("sdpa", "flex_attention"):
+        text = build().model.language_model
+        text.set_attn_implementation(implementation)
+        inputs = embeddings(text)
+        mask = bidirectional_mask(text, inputs, REAL, AT) if bidirectional else REAL
+        with knockout(text, AT, BLOCKED):
+            states_ = text(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        found.append(states_[REAL.bool()])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
