@@ -53,9 +53,10 @@ class Embedder:
         """The prompt of every picture."""
         return prompt.text(self.checkpoint.spec, self.checkpoint.processor)
 
-    def inputs(self, picture: Image.Image, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    def inputs(self, picture: Image.Image, arguments: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
         """What the processor makes of one picture, cut behind the last image token, which nothing later can change.
 
+        With the `whole` prompt it is what the model would answer to.
         ModelError if the prompt comes out without an image token.
         """
         checkpoint = self.checkpoint
@@ -73,7 +74,7 @@ class Embedder:
         if not len(image):
             number = self.parts.image_token_id
             raise ModelError(f"{checkpoint.spec.name}: no token of the prompt has the model's image_token_id {number}")
-        end, dtype = int(image[-1]) + 1, checkpoint.model.dtype
+        end, dtype = ids.shape[1] if whole else int(image[-1]) + 1, checkpoint.model.dtype
         tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
         cut = {name: value[:, :end] if value.shape == ids.shape else value for name, value in tensors.items()}
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in cut.items()}
