@@ -62,7 +62,7 @@ def test_card_says_where_its_weights_are_and_what_it_is(name):
 @pytest.mark.parametrize("name", REAL)
 def test_card_runs_with_weights_of_its_family(name, tmp_path):
     folder = stand_in(name, tmp_path / "weights")
-    smaller = {"resolution": 168} if Library().model(name).resolution else {}
+    smaller = {"resolution": 96} if Library().model(name).resolution else {}
     (spec,) = Library().models(name, {"weights": str(folder), **smaller})
     adapter = base.load(spec, "cpu")
     assert adapter.selftests["leak"] == 0 < adapter.selftests["effect"]

@@ -1,4 +1,4 @@
-"""Five bugs that give plausible curves. Each is put into the product, and the check that stands for it must fail.
+"""Bugs that give plausible curves. Each is put into the product, and the check that stands for it must fail.
 
 Every check is first seen to pass on the product as it is.
 """
@@ -21,7 +21,7 @@ from segbench.adapters.layout import Framing
 from segbench.errors import ModelError
 from segbench.kernels import Target
 from segbench.metrics import confusion, oracle
-from segbench.types import IGNORE, GridMap, Sample
+from segbench.types import IGNORE, GridMap, Sample, Site
 
 H, W, PATCH = 6, 6, 8  # the tiny model's grid, and model pixels per patch
 
@@ -166,3 +166,58 @@ def _seen(grid_map):
     seen = np.zeros(grid_map.image, bool)
     seen[top:bottom, left:right] = True
     return seen
+
+
+# 6. What else has been read for patches: registers, a token that stands for no pixel, the states behind the last norm.
+
+
+def test_registers_read_as_patches_are_caught_at_load(tmp_path, monkeypatch):
+    folder = tiny_models.write(tmp_path, "dinov2-registers")
+    assert load(folder).selftests["placeless"] == tiny_models.REGISTERS
+    place = Canvas.place
+
+    def first(self, picture):
+        found = place(self, picture)
+        return replace(found, patches=found.patches - tiny_models.REGISTERS)
+
+    monkeypatch.setattr(Canvas, "place", first)
+    with pytest.raises(ModelError, match=r"layout self-test failed: an image token is .* patches from where the grid"):
+        load(folder)
+
+
+def test_registers_consumed_as_patches_are_caught_at_load(tmp_path, monkeypatch):
+    folder = tiny_models.write(tmp_path, "dinov2-registers")
+    place = Canvas.place
+    monkeypatch.setattr(Canvas, "place", lambda self, picture: _consumed_from_zero(place(self, picture)))
+    with pytest.raises(ModelError, match="layout self-test failed: a row that the projector consumes is"):
+        load(folder)
+
+
+def test_a_patch_cut_as_if_it_were_cls_is_caught_at_load(tmp_path):
+    folder = tiny_models.write(tmp_path, "siglip", vision_feature_select_strategy="default")
+    with pytest.raises(ModelError, match="Image features and image tokens do not match"):
+        load(folder)
+
+
+def test_states_behind_the_last_norm_are_not_the_last_residual(checkpoint, monkeypatch):
+    adapter = load(checkpoint)
+    sample = Sample("noise", Image.new("RGB", (60, 40), (200, 30, 90)), np.zeros((40, 60), np.uint8))
+    batch, last = adapter.prepare([sample]), Site("llm", adapter.depth)
+
+    def is_residual():
+        found = adapter.read(batch, [last, base.FINAL])
+        return torch.equal(adapter.parts.norm(found[last]), found[base.FINAL])
+
+    assert is_residual()
+    run = base.Adapter._run
+
+    def mixed(self, encoded, wanted, taken, *others):
+        run(self, encoded, wanted | {base.FINAL}, taken, *others)
+        taken[last] = taken[base.FINAL]
+
+    monkeypatch.setattr(base.Adapter, "_run", mixed)
+    assert not is_residual()
+
+
+def _consumed_from_zero(found):
+    return replace(found, consumed=(np.arange(len(found.patches))[:, None],))

@@ -23,7 +23,8 @@ from segbench.types import Sample, Site
 
 # Largest difference, relative to the rms of the states, between two kernels that compute the same: a mask that forbids
 # nothing may run another kernel than no mask at all.
-IMAGE = (180, 252)  # H x W pixels of what the layout is tested on: no square, so that no axis passes for the other
+IMAGE = (180, 252)  # H x W pixels of what the layout is tested on, or a multiple: no axis passes for the other
+PIXELS = 7  # of a patch along its shorter edge, at least
 HALF = 0.5  # patches
 BLUR = 0.5  # patches by which resizing may smear a band
 
@@ -52,9 +53,10 @@ def run(adapter: Adapter) -> None:
     adapter.widths = widths(adapter)
 
 
-def layout(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
+def layout(adapter: Adapter, image: tuple[int, int] | None = None) -> dict[str, float]:
     """What `distances` are on an image of H x W pixels; ModelError if a patch is misplaced by half a patch or more, or
     sees more of the image than its own surroundings."""
+    image = image or test_image(adapter)
     found = distances(adapter, image)
     h, w = adapter.placement(image).grid
     for name, value in found.items():
@@ -79,13 +81,21 @@ def attention(adapter: Adapter) -> dict[str, float]:
     return found
 
 
-def distances(adapter: Adapter, image: tuple[int, int] = IMAGE) -> dict[str, float]:
+def test_image(adapter: Adapter) -> tuple[int, int]:
+    """H x W pixels of an image that is no square, and on which a patch is large enough for a band to be seen on it."""
+    adapter.prepare(_noise(1))  # which counts the tokens
+    h, w = adapter.placement(IMAGE).grid
+    times = math.ceil(PIXELS / min(IMAGE[0] / h, IMAGE[1] / w))
+    return times * IMAGE[0], times * IMAGE[1]
+
+
+def distances(adapter: Adapter, image: tuple[int, int] | None = None) -> dict[str, float]:
     """Paint every row and column of patches on an image of H x W pixels, at the place that the layout gives it.
 
     `layout`: largest distance, in patches, between where a patch should be and where its token lights up. `encoder`:
     the same for the rows that the projector consumes. `placeless`: image tokens that are no patches of this grid.
     """
-    adapter.prepare(_noise(1))  # which counts the tokens
+    image = image or test_image(adapter)
     grid_map, placement = adapter.grid_map(image), adapter.placement(image)
     h, w = placement.grid
     bands = [light.behind(cell, count) for cell, count in zip(adapter.layout.cells(image), (h, w), strict=True)]
@@ -142,7 +152,7 @@ def differences(adapter: Adapter) -> Iterator[tuple[str, float]]:
     rows = torch.arange(2, device=adapter.device)[:, None]
     rms = plain.square().mean().sqrt()
     yield "plain", _largest((whole[rows, encoded.image_at] - plain) / rms)
-    yield "alone", _largest((states(adapter.encode(adapter.prepare(samples[:1]))) - plain[:1]) / rms)
+    yield "alone", _largest((states(adapter.encode(adapter.prepare(samples[1:]))) - plain[1:]) / rms)
     yield "first_token", _largest((last_moved - plain)[:, 0])
     if not adapter.declared.no_knockout:
         require_maskable(adapter.parts.text)

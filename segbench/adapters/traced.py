@@ -165,14 +165,19 @@ def _covers(view: View, side: int) -> bool:
 def _assigned(
     name: str, response: Response, middle: Float[np.ndarray, " p"], shape: tuple[int, ...], view: View
 ) -> Int[np.ndarray, "t m"]:
-    """The consumed rows of each patch, in raster order of their own; those of the first tile that holds the picture."""
+    """The consumed rows of each patch, in raster order of their own.
+
+    They are those of one tile that holds the whole picture, or of all tiles together, less one such before or behind.
+    """
     centres, _ = _middles(response, middle)
     lit = response.lit()
     per_tile = int(np.prod(shape[1:])) if len(shape) > 1 else len(lit)
     h, w = view.grid
-    for start in range(0, len(lit), per_tile):
-        rows = start + np.flatnonzero(lit[start : start + per_tile])
-        if len(rows) < h * w or len(rows) % (h * w):
+    ranges = [(start, start + per_tile) for start in range(0, len(lit), per_tile)]
+    ranges += [(0, len(lit)), (per_tile, len(lit)), (0, len(lit) - per_tile)]
+    for start, end in ranges:
+        rows = start + np.flatnonzero(lit[start:end])
+        if not len(rows) or len(rows) % (h * w):
             continue
         m = len(rows) // (h * w)
         at = [(centres[axis, rows] - view.origin[axis]) / view.pitch[axis] for axis in (0, 1)]

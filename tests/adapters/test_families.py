@@ -1,19 +1,23 @@
 """What has to hold for a family, whichever it is: each is written to disk as a tiny checkpoint and read by its adapter.
 
-Everything is compared with the stock model of transformers, or with an attention written by hand in float64.
+Everything is compared with the stock model of transformers, or with an attention written by hand in float64. Run as a
+script, this file writes models/families.md, the table of what `auto` makes of each family.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_families
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -39,6 +43,7 @@ DYNAMIC = """qwen2_vl qwen2_5_vl qwen3_5 glm4v glm46v glm_ocr video_llama_3 padd
 dots3_note ernie4_5_vl_moe hyperclovax_vision_v2"""  # take pictures of any size: a small one is enough here
 FIELDS: dict[str, dict[str, Any]] = {name: {"resolution": 96} for name in DYNAMIC.split()}
 FIELDS["got_ocr2"] = {"implementation": "eager"}
+OLD = transformers.__version__.startswith("5.17.")
 UNEVEN = ("hunyuan_vl",)  # its own code gives the later images of a batch slightly other states
 UNCACHED = ("dots3_note",)  # generates otherwise with a cache than without, also before segbench has touched it
 FUSED = ("dots3_note",)  # has no key projection of its own
@@ -54,15 +59,22 @@ REFUSED = {  # by family, what auto says; nothing else may be refused
     "mllama": "not called with embeddings that hold the image",
     "blip-2": "no text model with a list of layers",
     "kosmos-2.5": "nothing says how many pixels its pictures have",
+    "got_ocr2": "cannot be told apart by the",
     "granite4_vision": "no module gives the vectors that stand at the image tokens",
 }
+if OLD and importlib.util.find_spec("torchvision") is None:  # which hides what would do without it
+    hidden = ("smolvlm", "idefics2", "idefics3", "ovis2", "hunyuan_vl", "gemma4")
+    REFUSED |= dict.fromkeys(hidden, "the processor cannot be loaded")
+
+
+@cache
+def place() -> TemporaryDirectory:
+    return TemporaryDirectory(prefix="segbench-families-")
 
 
 @cache
 def folder(family: str) -> Path:
-    import tempfile
-
-    return tiny_families.write(family, Path(tempfile.mkdtemp(prefix=f"segbench-{family}-")))
+    return tiny_families.write(family, Path(place().name) / family)
 
 
 @cache
@@ -101,6 +113,7 @@ def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
 def test_what_cannot_be_read_patch_by_patch_is_refused_with_its_reason(family):
     with pytest.raises(ModelError, match=REFUSED[family]):
         readable((family, "auto"))
+    its_line_in_the_table_is_true((family, "auto"))
 
 
 # ---------------------------------------------------------------------------------------------- against transformers
@@ -347,6 +360,62 @@ def _by_hand(adapter: Adapter, allowed: Tensor) -> Iterator[None]:
         config._attn_implementation = before
 
 
+# -------------------------------------------------------------------------------------------------------------- table
+
+TABLE = Path(__file__).parents[2] / "models/families.md"
+HEAD = """# What `auto` makes of the families of transformers {version}
+One tiny checkpoint each, written and read by the tests (`tests/adapters/test_families.py` holds every line to them, and
+writes this file when it is run as a script). Tokens and grid are those of the tiny checkpoint; torchvision was not
+installed. *Rows*: what the projector consumes for one patch. *Others*: image tokens without a place in this grid, such
+as newlines, tiles and registers. *Attention*: whether the family's own code lets an image token see later ones.
+
+| family | class | grid | tokens | others | rows | attention | knockout |
+|---|---|---|---:|---:|---:|---|---|
+"""
+
+
+def line(family: str) -> str:
+    """The family's line in the table."""
+    found = load(family, "auto")
+    if isinstance(found, ModelError):
+        return f"| {family} | | refused: {REFUSED[family]} | | | | | |"
+    placement = found.placement(RATIOS[0])
+    h, w = placement.grid
+    rows = " + ".join(str(one.shape[1]) for one in placement.consumed)
+    sees = "both ways" if found.selftests["first_token"] > 0 else "causal"
+    cut = "no: not all layers have a mask" if found.declared.no_knockout else "yes"
+    others = placement.tokens - h * w
+    cells = (family, type(found.model).__name__, f"{h} x {w}", placement.tokens, others, rows, sees, cut)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def table() -> str:
+    lines = [line(family) for family in tiny_families.FAMILIES]
+    read = sum("refused" not in one for one in lines)
+    return HEAD.format(version=transformers.__version__) + "\n".join(lines) + f"\n\n{read} of {len(lines)} are read.\n"
+
+
+def same_version() -> bool:
+    return TABLE.read_text(encoding="utf-8").startswith(HEAD.format(version=transformers.__version__))
+
+
+def test_table_has_every_family_once_and_at_least_twenty_are_read():
+    lines = [one for one in TABLE.read_text(encoding="utf-8").splitlines() if one.startswith("| ")][1:]
+    names = [one.split(" | ")[0].removeprefix("| ") for one in lines]
+    if same_version():
+        assert names == list(tiny_families.FAMILIES), f"run {Path(__file__).name} as a script"
+    assert len(set(names)) == len(names)
+    assert sum("refused" not in one for one in lines) >= 20
+
+
+def its_line_in_the_table_is_true(reader):
+    if reader[1] == "auto" and same_version():
+        text = TABLE.read_text(encoding="utf-8")
+        assert line(reader[0]) in text, f"run {Path(__file__).name} as a script"
+
+
+# ------------------------------------------------------------------------------------------------- all, by family
+
 CHECKS = (
     every_residual_is_what_transformers_computes,
     keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length,
@@ -355,6 +424,7 @@ CHECKS = (
     knocked_out_patches_have_no_influence_on_other_image_tokens,
     bidirectional_image_attention_is_a_softmax_written_by_hand,
     greedy_generation_is_recomputation_without_a_cache,
+    its_line_in_the_table_is_true,
 )
 
 
@@ -364,3 +434,7 @@ def test_family(reader, subtests):
     for check in CHECKS:
         with subtests.test(check.__name__.replace("_", " ")):
             check(reader)
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")

@@ -1,0 +1,167 @@
+"""What `auto` finds, it finds by looking; what it cannot find it refuses with what it saw."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_families
+import tiny_models
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from segbench.adapters import base, light, traced
+from segbench.adapters.base import ENCODER, FINAL, Adapter
+from segbench.cli import app
+from segbench.errors import ModelError
+from segbench.specs import ModelSpec
+
+
+def spec(folder: Path, **fields) -> ModelSpec:
+    return ModelSpec(
+        name="tiny", weights=folder, **{"adapter": "auto", "attention": "native", "prompt": None, **fields}
+    )
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    return tiny_families.write("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> Path:
+    return tiny_families.write("qwen2_5_vl", tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.mark.parametrize("tower", tiny_models.TOWERS)
+def test_what_is_found_is_what_the_adapter_of_the_family_knows(tower, tmp_path):
+    """Also for SigLIP, whose last pixels belong to no patch, and for registers in front of the patches."""
+    folder = tiny_models.write(tmp_path, tower)
+    known = base.load(spec(folder, adapter="llava"), "cpu")
+    found = base.load(spec(folder), "cpu")
+    for image in ((48, 48), (70, 130)):
+        one, other = known.grid_map(image), found.grid_map(image)
+        assert one.grid == other.grid
+        assert one.seen == other.seen
+        np.testing.assert_allclose(other.scale + other.shift, one.scale + one.shift, atol=1e-9)
+    one, other = known.placement((48, 48)), found.placement((48, 48))
+    np.testing.assert_array_equal(one.patches, other.patches)
+    np.testing.assert_array_equal(one.consumed[0], other.consumed[0])
+    assert places(found) == places(known)
+
+
+def places(adapter: Adapter) -> list[str]:
+    """Where in the model its parts are."""
+    names = {module: name for name, module in adapter.model.named_modules()}
+    parts = adapter.parts
+    return [names[part] for part in (parts.outer, parts.text, parts.norm, parts.projector)]
+
+
+def test_window_order_is_found_too(qwen):
+    known, found = (base.load(spec(qwen, adapter=name, resolution=96), "cpu") for name in ("qwen2_5_vl", "auto"))
+    one, other = known.placement((50, 70)), found.placement((50, 70))
+    np.testing.assert_array_equal(one.consumed[0], other.consumed[0])
+    assert (np.diff(one.consumed[0][:, 0]) < 0).any()  # which is not the order of the rows
+
+
+def test_tiles_are_read_where_they_are_asked_for(tmp_path):
+    folder = tiny_families.write("llava_next", tmp_path)
+    views = {view: base.load(spec(folder, view=view, resolution=96), "cpu") for view in ("base", "tiles")}
+    grids = {view: adapter.placement((48, 48)).grid for view, adapter in views.items()}
+    assert grids["base"] == (6, 6)
+    assert grids["tiles"] == (12, 12)
+
+
+def test_a_checkpoint_without_a_card_is_measured_from_the_command_line(llava, tmp_path):
+    words = ["run", "--model", str(llava), "--tasks", "smooth", "--include", str(tmp_path / "lab")]
+    (tmp_path / "lab").mkdir()
+    task = (
+        "kind: probe\ndata: {name: scenes, train: 4, val: 2, size: [48, 72]}\nprotocol: {epochs: 1}\nsites: [encoder]\n"
+    )
+    (tmp_path / "lab/smooth.yaml").write_text(task)
+    found = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out"), "--no-figures", "--json"])
+    assert found.exit_code == 0, found.output
+    (row,) = json.loads(found.stdout)
+    assert (row["model"], row["status"]) == (llava.name, "ran")
+    (cell,) = (tmp_path / "out").glob("*/*/*/cell.json")
+    header = json.loads(cell.read_text())["cell"]
+    assert header["model_card"]["revision"] == "unknown"
+    provenance = json.loads((cell.parent / "provenance.json").read_text())
+    assert provenance["image_processor"] == "CLIPImageProcessorPil"
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def refused(said: str, folder: Path, **fields) -> None:
+    with pytest.raises(ModelError, match=said):
+        base.load(spec(folder, **fields), "cpu")
+
+
+def rewritten(folder: Path, copy: Path, **keys) -> Path:
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / "config.json").read_text()) | keys
+    (copy / "config.json").write_text(json.dumps(content))
+    return copy
+
+
+def test_family_that_transformers_does_not_have_is_told(llava, tmp_path):
+    refused("cannot be loaded: .*foo_vl", rewritten(llava, tmp_path / "x", model_type="foo_vl"))
+
+
+def test_code_that_a_checkpoint_brings_along_is_never_run(llava, tmp_path):
+    folder = rewritten(llava, tmp_path / "x", auto_map={"AutoModel": "evil.Evil"})
+    (folder / "evil.py").write_text("raise SystemExit('run!')")
+    refused("remote code is never run", folder)
+
+
+def test_model_without_eyes_is_told(tmp_path):
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    refused("cannot be loaded: Unrecognized configuration class .*LlamaConfig", tmp_path)
+
+
+def test_native_preprocessing_is_refused(llava):
+    refused("the adapter auto knows no processor's own arithmetic", llava, preprocess="native")
+
+
+def test_back_end_that_a_family_does_not_have_is_told_with_another(tmp_path):
+    refused("implementation: eager", tiny_families.write("got_ocr2", tmp_path))
+
+
+def test_tokens_that_mix_places_are_no_grid(llava, monkeypatch):
+    """A tower whose blocks cannot be passed by: every token hears of the whole picture."""
+    monkeypatch.setattr(light, "tokenwise", lambda embedder: torch.no_grad())
+    refused("no grid over the picture|see more than their places", llava)
+
+
+# --------------------------------------------------------------------------------------- bugs that would be hidden
+
+
+def test_shuffled_tokens_are_not_taken_for_a_grid(llava, monkeypatch):
+    forward = light._response
+
+    def shuffled(states, rows):
+        found = forward(states, rows)
+        order = np.random.default_rng(0).permutation(found.rows.shape[1])
+        return light.Response(found.rows[:, order], found.columns[:, order])
+
+    monkeypatch.setattr(light, "_response", shuffled)
+    refused("no grid over the picture", llava)
+
+
+def test_consumed_rows_of_other_patches_are_caught_by_the_layout_test(qwen, monkeypatch):
+    assigned = traced._assigned
+    monkeypatch.setattr(traced, "_assigned", lambda *given: assigned(*given)[::-1])
+    refused("layout self-test failed: a row that the projector consumes is", qwen, resolution=96)
+
+
+def test_model_is_as_it_was_after_it_was_looked_at(llava):
+    adapter: Adapter = base.load(spec(llava), "cpu")
+    hooks = [hook for module in adapter.model.modules() for hook in module._forward_hooks.values()]
+    assert not [hook for hook in hooks if hook.__module__.startswith("segbench")]
+    assert len(adapter.parts.text.layers) == adapter.depth == 4  # type: ignore[arg-type]
+    assert adapter.widths[ENCODER] == 32
+    assert adapter.widths[FINAL] == 48
