@@ -205,48 +205,49 @@ def examine(spec: ModelSpec, device: str, image: Sample | None, tell: Callable[[
     adapter, problem = _tried(lambda: registry.module("adapters", spec.adapter).load(spec, device))
     if adapter is None:
         keys = problem.keys if isinstance(problem, Unfit) else None
-        files = replace(report.checkpoint, keys=keys) if report.checkpoint else None
-        return replace(report, checks=(_failed("load", problem),), checkpoint=files)
-    files = replace(report.checkpoint, keys=dict.fromkeys(KEYS, ())) if report.checkpoint else None
-    report = replace(report, model=_loaded(report.model, adapter), checkpoint=files)
+        return replace(_with_keys(report, keys), checks=(_failed("load", problem),))
+    report = _with_keys(replace(report, model=_loaded(report.model, adapter)), dict.fromkeys(KEYS, ()))
     tell(f"{spec.name}: looking where patches are and what attention does")
     checks = [Check("load", ABOUT["load"], True)]
     checks += _collected(adapter, LAYOUT, lambda: iter(_selftest.distances(adapter).items()))
     tests = ATTENTION if adapter.declared.no_knockout else ATTENTION + KNOCKOUT
     checks += _collected(adapter, tests, lambda: _selftest.differences(adapter))
-    checks += _not_tested(() if tests != ATTENTION else KNOCKOUT, adapter.declared.no_knockout)
+    checks += _not_tested([name for name in KNOCKOUT if name not in tests], adapter.declared.no_knockout)
     return _with_example(replace(report, checks=tuple(checks)), adapter, image or _scene(), tell)
 
 
+def _with_keys(report: Report, keys: Mapping[str, Sequence[str]] | None) -> Report:
+    return replace(report, checkpoint=replace(report.checkpoint, keys=keys)) if report.checkpoint else report
+
+
 def _with_example(report: Report, adapter: Adapter, sample: Sample, tell: Callable[[str], object]) -> Report:
-    """The report, and what an image shows: parts, sites, the token grid, memory, and generation."""
-    batch, problem = _tried(lambda: adapter.prepare([sample]))
-    if batch is None:
+    """The report, and what an image shows: parts, the token grid, sites, memory, and generation."""
+    looked, problem = _tried(lambda: _looked(adapter, sample))
+    if looked is None:
         rest = _not_tested(("sites", *GENERATION), "there is no image to try it with")
         return replace(report, checks=(*report.checks, _failed("example", problem), *rest))
-    size = (sample.image.height, sample.image.width)
-    checks = [*report.checks]
-    count = float(adapter.placement(size).tokens)
-    checks.append(Check("example", ABOUT["example"], True, count, "as the layout says"))
+    batch, parts, tokens, views = looked
+    checks = [*report.checks, Check("example", ABOUT["example"], True, float(tokens.tokens), "as the layout says")]
     widths, problem = _tried(lambda: _selftest.widths(adapter))
-    known = len(adapter.known_sites())
-    checks.append(_failed("sites", problem) if widths is None else Check("sites", ABOUT["sites"], True, known, "all"))
-    tell(f"{adapter.spec.name}: generating")
+    if widths is None:
+        checks.append(_failed("sites", problem))
+    else:
+        report = replace(report, sites=_rows(adapter, batch, widths), memory=_memory(adapter, batch, widths))
+        checks.append(Check("sites", ABOUT["sites"], True, float(len(widths)), "all"))
     if adapter.model.can_generate():
+        tell(f"{adapter.spec.name}: generating")
         names = GENERATION[:1] if adapter.declared.no_knockout else GENERATION
         checks += _collected(adapter, names, lambda: _generation.differences(adapter, sample.image))
-        checks += _not_tested([name for name in GENERATION if name not in names], adapter.declared.no_knockout)
+        checks += _not_tested(GENERATION[len(names) :], adapter.declared.no_knockout)
     else:
         checks += _not_tested(GENERATION, f"{type(adapter.model).__name__} has no generate()")
-    return replace(
-        report,
-        checks=tuple(checks),
-        parts=_tried(lambda: _parts(adapter, batch))[0],
-        sites=_rows(adapter, batch, widths) if widths else (),
-        tokens=_tokens(adapter, batch, sample.name, size),
-        memory=_memory(adapter, batch, widths) if widths else None,
-        views=_views(adapter, sample),
-    )
+    return replace(report, checks=tuple(checks), parts=parts, tokens=tokens, views=views)
+
+
+def _looked(adapter: Adapter, sample: Sample) -> tuple[Batch, Parts, Tokens, tuple[View, ...]]:
+    batch = adapter.prepare([sample])
+    size = (sample.image.height, sample.image.width)
+    return batch, _parts(adapter, batch), _tokens(adapter, batch, sample.name, size), _views(adapter, sample)
 
 
 def _scene() -> Sample:
