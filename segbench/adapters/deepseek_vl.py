@@ -72,7 +72,8 @@ class Padded(Layout):
             )
         low = config["vision_config"]
         patch, edge = low["patch_size"] * side / low["image_size"], low["image_size"] // low["patch_size"]
-        framing = Framing.of(spec.preprocess, processor, side)
+        red, green, blue = stated["background_color" if len(towers) == 1 else "high_res_background_color"]
+        framing = Framing(spec.preprocess, (red, green, blue), side)
         return cls(framing, side, int(stated["min_size"]), patch, edge, len(towers))
 
     def place(self, picture: Size) -> Placement:
@@ -82,8 +83,6 @@ class Padded(Layout):
             resized = max(round(length * ratio), self.least)  # halves to the even number, as the processor does
             scale.append(resized / length / self.patch)
             shift.append((self.side - resized) // 2 / self.patch)
-        count = self.edge**2
+        grid, count = (self.edge, self.edge), self.edge**2
         consumed = (rows(count),) * self.tensors
-        return Placement(
-            (self.edge, self.edge), (scale[0], scale[1]), (shift[0], shift[1]), count, np.arange(count), consumed
-        )
+        return Placement(grid, (scale[0], scale[1]), (shift[0], shift[1]), count, np.arange(count), consumed)
