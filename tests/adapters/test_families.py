@@ -43,9 +43,11 @@ DYNAMIC = """qwen2_vl qwen2_5_vl qwen3_5 glm4v glm46v glm_ocr video_llama_3 padd
 dots3_note ernie4_5_vl_moe hyperclovax_vision_v2"""  # take pictures of any size: a small one is enough here
 FIELDS: dict[str, dict[str, Any]] = {name: {"resolution": 96} for name in DYNAMIC.split()}
 FIELDS["got_ocr2"] = {"implementation": "eager"}
+FIELDS["deepseek_vl_hybrid"] = {"resolution": 128}
 OLD = transformers.__version__.startswith("5.17.")
 UNEVEN = ("hunyuan_vl",)  # its own code gives the later images of a batch slightly other states
 UNCACHED = ("dots3_note",)  # generates otherwise with a cache than without, also before segbench has touched it
+NORM_BEHIND = ("hunyuan_vl",)  # norms its keys behind the rotary embedding
 FUSED = ("dots3_note",)  # has no key projection of its own
 SLIDING = ("aya_vision", "exaone4_5", "gemma4")  # have layers that see a window only
 RATIOS = [(120, 120), (96, 128), (128, 96), (70, 210), (200, 80)]  # H x W
@@ -109,7 +111,14 @@ def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("family", [name for name in tiny_families.FAMILIES if name in REFUSED])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "got_ocr2" else ())  # paints a thousand pixels a side
+        for name in tiny_families.FAMILIES
+        if name in REFUSED
+    ],
+)
 def test_what_cannot_be_read_patch_by_patch_is_refused_with_its_reason(family):
     with pytest.raises(ModelError, match=REFUSED[family]):
         readable((family, "auto"))
@@ -165,8 +174,9 @@ def keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(reader)
             continue
         raw = adapter.read(batch, [before])[before]
         size = kept[site].shape[-1]
-        lengths = [one.unflatten(-1, (-1, size)).norm(dim=-1) for one in (raw, features[site])]
-        torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)
+        if reader[0] not in NORM_BEHIND:
+            lengths = [one.unflatten(-1, (-1, size)).norm(dim=-1) for one in (raw, features[site])]
+            torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)
         rotated.append(not torch.equal(raw, features[site]))
     assert any(rotated) or not rotated
 
@@ -270,7 +280,12 @@ def greedy_generation_is_recomputation_without_a_cache(reader, attention="native
     model.generation_config.eos_token_id = None
     with adapter.attention():
         out = model.generate(
-            **prompt, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
+            **prompt,
+            max_new_tokens=new,
+            do_sample=False,
+            suppress_tokens=[adapter.parts.image_token_id],
+            output_logits=True,
+            return_dict_in_generate=True,
         )
         for step in range(1, new):
             inputs = _longer(adapter, prompt, out.sequences[:, : prompt["input_ids"].shape[1] + step])
