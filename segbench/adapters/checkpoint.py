@@ -30,6 +30,7 @@ from segbench.specs import ModelSpec
 
 KEYS: tuple[str, ...] = ("missing", "unexpected", "of another shape")  # what can be wrong with tensors
 PARTS = ("text_config", "vision_config")  # of a config; transformers would make up billions of random parameters
+FLAT = ("qwen2_vl", "qwen2_5_vl")  # families whose configs on the hub have the text model's keys at the top
 
 
 class Unfit(ModelError):
@@ -75,6 +76,8 @@ def load(spec: ModelSpec, device: str, *families: str) -> Checkpoint:
             f"{' or '.join(map(repr, families))}; name the adapter of that family in the spec, or `adapter: auto`"
         )
     for part in PARTS if families else (name for name in PARTS if name in config):
+        if part == "text_config" and found in FLAT and part not in config and config.get("hidden_size"):
+            continue
         if not config.get(part) or not isinstance(config[part], dict):
             raise ModelError(f"{spec.name}: the config in {folder} has no {part}, so its {part[:-7]} model is unknown")
     _same_attention(spec, config)
