@@ -36,7 +36,7 @@ def load(spec: ModelSpec, device: str) -> Adapter:
     if "mm_token_type_ids" not in embedder.inputs(blank, layout.arguments):
         raise ModelError(
             f"{spec.name}: {type(found.processor).__name__} gives no mm_token_type_ids, so image tokens would have the "
-            "positions of text; remove return_mm_token_type_ids from processor_config.json"
+            "positions of text; its processor_class should be Qwen2_5_VLProcessor or Qwen2VLProcessor"
         )
     return Adapter(embedder, layout)
 
