@@ -166,6 +166,10 @@ def test_weights_that_are_not_there_exit_4_with_a_remedy(lab, tmp_path):
     said = check(lab, "absent")
     assert (said.code, said.out) == (4, "")
     assert "first: hf download org/no-such-model" in said.err
+    (tmp_path / "nowhere.yaml").write_text("adapter: llava\n")
+    said = check(lab, "nowhere", "--include", tmp_path)
+    assert (said.code, said.out) == (4, "")
+    assert "or `hub: ORG/NAME` with a `revision`" in said.err
     said = check(lab, "both", "--weights", tmp_path)
     assert (said.code, said.out) == (4, "")
     assert "put a transformers checkpoint (safetensors) there" in said.err

@@ -35,7 +35,7 @@ def write(views: Sequence[View], name: str, folder: Path) -> list[Path]:
     sides = [_frame(view.grid_map) for view in views]
     widths = [(right - left) / (bottom - top) for top, left, bottom, right in sides]
     height = (WIDTH - 0.4) / sum(widths)
-    with canvas(min(height, WIDTH) + 0.8) as figure:
+    with canvas(min(height, WIDTH) + 0.9) as figure:
         grid = figure.add_gridspec(1, len(views), width_ratios=widths)
         for column, view in enumerate(views):
             _draw(figure.add_subplot(grid[column]), view)
@@ -70,7 +70,7 @@ def _draw(axes: "Axes", view: View) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     height, width = grid_map.image
-    axes.set_title(plain(f"{view.title}: {height} x {width} pixels"), color=GREY)
+    axes.set_title(f"{plain(view.title)}\n{height} x {width} pixels", color=GREY)
 
 
 def _faded(view: View) -> UInt8[np.ndarray, "H W 3"]:

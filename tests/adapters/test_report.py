@@ -1,5 +1,7 @@
 """What a report says of a model is what the model does, and what is wrong with it is named beside all that is right."""
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segbench import registry
-from segbench.adapters import _generation, report
+from segbench.adapters import _generation, llava, report
 from segbench.adapters.base import Adapter
 from segbench.adapters.canvas import Canvas
 from segbench.adapters.report import Check, Report
@@ -109,8 +111,6 @@ def test_transposed_patches_fail_their_check_and_the_others_are_reported_all_the
 
 
 def test_a_model_that_answers_otherwise_than_it_reads_fails_only_in_generation(folders, monkeypatch):
-    from segbench.adapters import llava
-
     load = llava.load
 
     def astray(spec, device):
@@ -129,10 +129,13 @@ def test_a_model_that_answers_otherwise_than_it_reads_fails_only_in_generation(f
 
 
 def test_a_knockout_that_generate_drops_is_caught(folders, monkeypatch):
-    from contextlib import nullcontext
-
     monkeypatch.setattr(_generation, "knockout", lambda *_: nullcontext())
     assert examine(folders["clip"]).failed == ("generate_knockout",)
+
+
+def test_an_attention_that_generate_drops_is_caught(folders, monkeypatch):
+    monkeypatch.setattr(Adapter, "attention", lambda self: nullcontext())
+    assert examine(folders["clip"], attention="bidirectional").failed == ("plain", "generate_knockout")
 
 
 def test_where_attention_cannot_be_edited_the_report_says_why(tmp_path):
@@ -180,8 +183,6 @@ def test_numbers_that_are_none_fail_and_are_no_part_of_the_data(folders, tmp_pat
 
 
 def test_whatever_a_model_raises_is_a_check_that_failed(folders, monkeypatch):
-    from segbench.adapters import llava
-
     load = llava.load
 
     def broken(spec, device):
@@ -209,6 +210,4 @@ def test_the_example_is_the_users_image_where_there_is_one(folders):
 
 
 def _copy(folder: Path, to: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(folder, to / "checkpoint"))
