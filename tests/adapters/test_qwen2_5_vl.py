@@ -55,7 +55,7 @@ def real(preprocess: Preprocess = "native", side: int = 672) -> tuple[Dynamic, A
     """Layout and processor of checkpoints of the usual size."""
     limits = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
     processor = Qwen2VLImageProcessorPil(size=dict(limits))  # as it is by default, which in 5.17 another one may change
-    arguments = {} if preprocess == "native" else {"size": {name: side**2 for name in limits}}
+    arguments = {} if preprocess == "native" else {"size": dict.fromkeys(limits, side**2)}
     fewest, most = arguments.get("size", limits).values()
     return Dynamic(Framing.of(preprocess, processor, side), arguments, 28, 2, 4, (fewest, most)), processor
 
