@@ -9,14 +9,17 @@ import pytest
 import tiny_families
 import tiny_models
 import torch
+from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from segbench import attention
 from segbench.adapters import base, light, traced
 from segbench.adapters.base import ENCODER, FINAL, Adapter
 from segbench.cli import app
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
+from segbench.types import Sample, Site
 
 
 def spec(folder: Path, **fields) -> ModelSpec:
@@ -72,6 +75,51 @@ def test_tiles_are_read_where_they_are_asked_for(tmp_path):
     grids = {view: adapter.placement((48, 48)).grid for view, adapter in views.items()}
     assert grids["base"] == (6, 6)
     assert grids["tiles"] == (12, 12)
+
+
+def test_text_between_tiles_hands_nothing_on(tmp_path, monkeypatch):
+    """SmolVLM says in words between the tiles where each is: words hear of tiles, and later tiles hear of words."""
+    folder = tiny_families.write("smolvlm", tmp_path)
+    adapter = base.load(spec(folder, view="tiles", resolution=96), "cpu")
+    encoded = adapter.encode(adapter.prepare(_samples()))
+    at = encoded.image[0].nonzero()[:, 0]
+    assert int((~encoded.image[0, int(at[0]) : int(at[-1])]).sum()) > 4
+    blocked = torch.zeros_like(encoded.image)
+    blocked[0, at[3:30]] = True  # of the first tile
+    vectors = encoded.call["inputs_embeds"].clone()
+    vectors[blocked] *= -2
+
+    def leak() -> float:
+        found = []
+        for one in (encoded, encoded.with_embeddings(vectors)):
+            with torch.no_grad(), attention.knockout(adapter.parts.text, encoded.image, blocked):
+                found.append(adapter.parts.text(**one.call).last_hidden_state[encoded.image & ~blocked])
+        return float((found[0] - found[1]).abs().max())
+
+    assert leak() == 0
+    monkeypatch.setattr(attention, "relaying", lambda image, allowed: image)  # the letter of Eq. (1)
+    assert leak() > 1e-3
+
+
+def _samples() -> list[Sample]:
+    return [Sample("grey", Image.new("RGB", (60, 40), (90, 90, 90)), np.zeros((40, 60), np.uint8))]
+
+
+def test_the_language_head_is_never_computed_and_blocks_only_as_far_as_needed(llava):
+    adapter = base.load(spec(llava), "cpu")
+    ran: list[str] = []
+    watched = {"head": adapter.model.get_output_embeddings()} | {
+        f"block {number}": block
+        for number, block in enumerate(adapter.parts.text.layers)  # type: ignore[arg-type]
+    }
+    for name, module in watched.items():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    batch = adapter.prepare(_samples())
+    adapter.read(batch, [ENCODER, Site("llm", 1), Site("llm", 1, "value")])
+    assert ran == ["block 0", "block 1"]
+    ran.clear()
+    adapter.read(batch, [*adapter.sites()])
+    assert ran == [f"block {number}" for number in range(adapter.depth)]
 
 
 def test_a_checkpoint_without_a_card_is_measured_from_the_command_line(llava, tmp_path):
