@@ -1,6 +1,7 @@
 """Where model cards and tasks are found: beside the package, and wherever --include points."""
 
 import fnmatch
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,11 +143,21 @@ def _without_card(place: str) -> dict[str, Entry]:
         folder = Path(place).expanduser().resolve()
         if not (folder / "config.json").is_file():
             raise SpecError(f"--model {place}: {folder} holds no config.json, so it is no checkpoint of a model")
-        keys["weights"] = str(folder)
-        name = re.sub("[^A-Za-z0-9._+-]", "-", folder.name)
+        keys |= {"weights": str(folder), "attention": _stated_attention(folder)}
+        name = re.sub("[^A-Za-z0-9._+-]", "-", folder.name).lstrip("._+-") or "model"
     else:
         return {}
     return {place: Entry(name, "model", Path.cwd() / f"{name}.yaml", Document(f"--model {place}", keys, {}))}
+
+
+def _stated_attention(folder: Path) -> str:
+    """What a checkpoint says that it was trained with; a stock one does not say, and its own code decides."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "native"  # loading it tells what is wrong with it
+    stated = config.get("image_attention") if isinstance(config, dict) else None
+    return "bidirectional" if stated == "bidirectional" else "native"
 
 
 def data_folder() -> Path:

@@ -169,7 +169,6 @@ class ModelSpec(Spec):
             key: value for key, value in super().identity().items() if key not in names and value != later.get(key, ...)
         }
 
-
     def published(self) -> dict[str, Any]:
         """As of any spec; a revision that nobody stated is said to be unknown."""
         return super().published() | ({"revision": "unknown"} if self.revision is None else {})

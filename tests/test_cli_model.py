@@ -45,7 +45,7 @@ def test_a_good_model_exits_0_with_every_section_and_a_picture(lab, tmp_path):
     ):
         assert line in said.out
     rows = [line for line in said.out.splitlines() if line.endswith("  pass")]
-    assert len(rows) == 13
+    assert len(rows) == 14
     assert "FAIL" not in said.out
     assert Image.open(tmp_path / "tokens.png").width > 1000
     assert f"picture:  {tmp_path / 'tokens.png'}" in said.err

@@ -98,6 +98,11 @@ def test_a_checkpoint_folder_is_a_model_without_a_card(tmp_path):
     assert (spec.name, spec.adapter, spec.weights) == ("my-model--v2-", "auto", folder)
     assert (spec.attention, spec.dtype, spec.prompt) == ("native", "auto", None)
     assert Library().model(str(folder)) == spec
+    (folder / "config.json").write_text('{"image_attention": "bidirectional"}')
+    assert Library().model(str(folder)).attention == "bidirectional"
+    (tmp_path / "_(x)").mkdir()
+    (tmp_path / "_(x)/config.json").write_text("[")
+    assert Library().model(f"{tmp_path}/_(x)").name == "x-"
     tiny, same = Library().models(f"tiny-clip-causal,{folder}", {"resolution": 56})
     assert (tiny.adapter, same.resolution) == ("llava", 56)
 

@@ -19,7 +19,8 @@ def own(tmp_path, monkeypatch):
 def test_a_folder_is_a_registry_of_the_files_that_have_its_entrance():
     assert registry.names("kinds") == ["knockout", "probe", "starvation"]
     assert {"folder", "scenes"} <= set(registry.names("data"))
-    assert "weights" not in registry.names("adapters")  # what adapters stand on
+    beside = {"base", "checkpoint", "weights", "traced"}  # what adapters stand on
+    assert not beside & set(registry.names("adapters"))
     for package in ("adapters", "data", "kinds", "plots"):
         for name in registry.names(package):
             registry.module(package, name)

@@ -5,12 +5,13 @@ tongue all give plausible curves; here they give an error.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -24,6 +25,7 @@ from segbench.types import Sample, Site
 # Largest difference, relative to the rms of the states, between two kernels that compute the same: a mask that forbids
 # nothing may run another kernel than no mask at all.
 IMAGE = (180, 252)  # H x W pixels of what the layout is tested on, or a multiple: no axis passes for the other
+WORDS = 4  # behind the image
 PIXELS = 7  # of a patch along its shorter edge, at least
 HALF = 0.5  # patches
 BLUR = 0.5  # patches by which resizing may smear a band
@@ -128,7 +130,8 @@ def differences(adapter: Adapter) -> Iterator[tuple[str, float]]:
     image tokens by the knockout itself, above 0. `nothing`, `plain` and `alone`, relative to the states' rms: a
     knockout of no token, the transformers model's own forward pass, and an image without the other one, against
     decode(encode()). `first_token`: change of the first patch when the last one changes, above 0 exactly if the model
-    is bidirectional. Where attention cannot be edited `leak`, `effect` and `nothing` are not there.
+    is bidirectional. `behind`, relative as well: words behind the image, as the prompt is cut there. Where attention
+    cannot be edited `leak`, `effect` and `nothing` are not there.
     """
     samples = _noise(2)
     batch = adapter.prepare(samples)
@@ -153,7 +156,10 @@ def differences(adapter: Adapter) -> Iterator[tuple[str, float]]:
     rms = plain.square().mean().sqrt()
     yield "plain", _largest((whole[rows, encoded.image_at] - plain) / rms)
     yield "alone", _largest((states(adapter.encode(adapter.prepare(samples[1:]))) - plain[1:]) / rms)
-    yield "first_token", _largest((last_moved - plain)[:, 0])
+    first_token = _largest((last_moved - plain)[:, 0])
+    yield "first_token", first_token
+    if first_token == 0 or adapter.spec.attention == "bidirectional":  # else a prefix may see all of itself
+        yield "behind", _largest((_with_words(adapter, inputs)[rows, encoded.image_at] - plain) / rms)
     if not adapter.declared.no_knockout:
         require_maskable(adapter.parts.text)
         try:
@@ -190,6 +196,7 @@ def verdict(name: str, value: float, adapter: Adapter) -> Verdict:
     wrong = {
         "nothing": f"a knockout of no token changes the states by {value:.1e} of their rms",
         "plain": f"the model's own forward pass differs by {value:.1e} of the states' rms",
+        "behind": f"words behind the image change it by {value:.1e} of the states' rms: no prompt can be cut there",
         "alone": f"an image alone differs from itself in a batch by {value:.1e} of the states' rms",
     }[name]
     return Verdict(name, value, f"<= {limit:g} of the rms", "" if value <= limit else wrong)
@@ -217,6 +224,18 @@ def widths(adapter: Adapter) -> dict[Site, int]:
 def _whole(scale: float, bands: list[tuple[int, int]]) -> np.ndarray:
     """Which rows (or columns) of patches lie on the image by at least three quarters."""
     return np.array([end - first >= 0.75 / scale - 1 for first, end in bands])
+
+
+def _with_words(adapter: Adapter, inputs: Mapping[str, Tensor]) -> Float[Tensor, "b s d"]:
+    """Last states of the model's own forward pass over the prompts and a few words more."""
+    ids, image = inputs["input_ids"], adapter.parts.image_token_id
+    word = int(ids[0, 0]) if int(ids[0, 0]) != image else max(0, image - 1)
+    longer = dict(inputs)
+    for name, tensor in inputs.items():
+        if tensor.shape == ids.shape:
+            longer[name] = F.pad(tensor, (0, WORDS), value={"input_ids": word, "attention_mask": 1}.get(name, 0))
+    with torch.no_grad(), adapter.attention():
+        return adapter.parts.outer(**longer, use_cache=False).last_hidden_state.float()
 
 
 def _leak(adapter: Adapter) -> float:

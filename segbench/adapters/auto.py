@@ -35,7 +35,7 @@ def load(spec: ModelSpec, device: str) -> Adapter:
         raise ModelError(
             f"{spec.name}: the adapter auto knows no processor's own arithmetic; use `preprocess: squash`, pad or crop"
         )
-    found = checkpoint.load(spec, device)
+    found = checkpoint.read(spec, device)
     stated = found.processor.image_processor.to_dict()
     tiles = spec.view == "tiles"
     arguments = {} if tiles else {name: False for name in SPLITTING if stated.get(name) is not None}
@@ -73,7 +73,7 @@ def _parts(found: Checkpoint, framing: Framing, arguments: dict[str, Any]) -> Pa
     text = model.get_decoder()
     if not isinstance(text, PreTrainedModel) or "layers" not in dict(text.named_children()):
         raise ModelError(f"{name}: {type(model).__name__} has no text model with a list of layers that auto could read")
-    outer = model.base_model
+    outer: Any = model.base_model
     unfinished = Parts(outer, text, nn.Identity(), nn.Identity(), found.image_token_id)  # until they are found
     assert framing.side is not None
     noise = torch.randint(0, 256, (framing.side, framing.side, 3), generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def _watched(found: Checkpoint, parts: Parts, inputs: dict[str, Tensor]) -> _Wat
     blocks = set(decoder_layers(parts.text))
     for module in parts.text.children():
         if module not in blocks:
-            hooks.append(module.register_forward_hook(lambda m, args, out: last.append((m, out))))
+            hooks.append(module.register_forward_hook(lambda *shown: last.append((shown[0], shown[2]))))
     try:
         with torch.no_grad(), depth(parts.text, 1):
             states = parts.outer(

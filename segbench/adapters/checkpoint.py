@@ -61,7 +61,7 @@ class Checkpoint:
         raise ModelError(f"{self.spec.name}: the config of {type(self.model).__name__} names no image token")
 
 
-def load(spec: ModelSpec, device: str, *families: str) -> Checkpoint:
+def read(spec: ModelSpec, device: str, *families: str) -> Checkpoint:
     """The checkpoint of a spec; `families` are the model types that the adapter reads, all if none is named.
 
     MissingInput without weights; ModelError for an incomplete checkpoint, another architecture, tensors that are

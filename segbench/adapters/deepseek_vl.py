@@ -18,8 +18,8 @@ HYBRID = "deepseek_vl_hybrid"
 
 
 def load(spec: ModelSpec, device: str) -> Adapter:
-    """The stock model, hybrid or not. Errors as `checkpoint.load` and `Padded.of` raise them."""
-    found = checkpoint.load(spec, device, "deepseek_vl", HYBRID)
+    """The stock model, hybrid or not. Errors as `checkpoint.read` and `Padded.of` raise them."""
+    found = checkpoint.read(spec, device, "deepseek_vl", HYBRID)
     outer = found.model.model
     text = outer.language_model
     parts = Parts(outer, text, text.norm, outer.aligner, found.image_token_id)

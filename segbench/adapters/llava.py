@@ -8,8 +8,8 @@ from segbench.specs import ModelSpec
 
 
 def load(spec: ModelSpec, device: str) -> Adapter:
-    """The stock model and the processor that its checkpoint states. Errors as `checkpoint.load` raises them."""
-    found = checkpoint.load(spec, device, "llava")
+    """The stock model and the processor that its checkpoint states. Errors as `checkpoint.read` raises them."""
+    found = checkpoint.read(spec, device, "llava")
     outer = found.model.model
     text = outer.language_model
     parts = Parts(outer, text, text.norm, outer.multi_modal_projector, found.image_token_id)

@@ -6,5 +6,5 @@ from segbench.specs import ModelSpec
 
 
 def load(spec: ModelSpec, device: str) -> Adapter:
-    """The view that the spec names. Errors as `checkpoint.load` and `Anyres.of` raise them."""
-    return anyres.adapter(checkpoint.load(spec, device, "llava_next"))
+    """The view that the spec names. Errors as `checkpoint.read` and `Anyres.of` raise them."""
+    return anyres.adapter(checkpoint.read(spec, device, "llava_next"))

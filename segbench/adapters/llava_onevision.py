@@ -9,11 +9,11 @@ from segbench.specs import ModelSpec
 
 
 def load(spec: ModelSpec, device: str) -> Adapter:
-    """The view that the spec names. Errors as `checkpoint.load` and `Anyres.of` raise them.
+    """The view that the spec names. Errors as `checkpoint.read` and `Anyres.of` raise them.
 
     ModelError also for a limit of tiles that is none, or that the processor counts tokens by another one of.
     """
-    found = checkpoint.load(spec, device, "llava_onevision")
+    found = checkpoint.read(spec, device, "llava_onevision")
     stated = found.model.config.vision_aspect_ratio
     limit = re.fullmatch(r"anyres_max_([1-9]\d*)", str(stated), re.ASCII)
     if not limit:

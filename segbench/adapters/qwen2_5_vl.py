@@ -22,12 +22,12 @@ SAME = {"patch_size": "patch_size", "merge_size": "spatial_merge_size", "tempora
 
 
 def load(spec: ModelSpec, device: str) -> Adapter:
-    """The stock model; pictures only. Errors as `checkpoint.load` and `Dynamic.of` raise them.
+    """The stock model; pictures only. Errors as `checkpoint.read` and `Dynamic.of` raise them.
 
     ModelError also if the processor does not mark the image's tokens, without which their positions would silently be
     those of text.
     """
-    found = checkpoint.load(spec, device, "qwen2_5_vl", "qwen2_vl")
+    found = checkpoint.read(spec, device, "qwen2_5_vl", "qwen2_vl")
     outer = found.model.model
     text = outer.language_model
     embedder = Embedder(found, Parts(outer, text, text.norm, outer.visual.merger, found.image_token_id))

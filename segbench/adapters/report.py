@@ -41,6 +41,7 @@ ABOUT = {  # every check, in order
     "plain": "the model's own forward pass against ours",
     "alone": "an image alone against itself in a batch of two",
     "first_token": "what the first image token hears of the last one",
+    "behind": "what image tokens hear of words behind them",
     "leak": "what other image tokens hear of knocked-out ones",
     "effect": "what a knockout changes in other image tokens",
     "nothing": "what a knockout of no token changes",
@@ -49,7 +50,7 @@ ABOUT = {  # every check, in order
     "generate": f"{_generation.TOKENS} tokens with a cache against none",
     "generate_knockout": "a knockout held by generate() against ours",
 }
-LAYOUT, ATTENTION = ("layout", "encoder"), ("plain", "alone", "first_token")
+LAYOUT, ATTENTION = ("layout", "encoder"), ("plain", "alone", "first_token", "behind")
 KNOCKOUT, GENERATION = ("leak", "effect", "nothing"), ("generate", "generate_knockout")
 
 
@@ -277,7 +278,12 @@ def _collected(
 
     _, problem = _tried(collect)
     for name in names:
-        yield found[name] if name in found else _failed(name, problem)
+        if name in found:
+            yield found[name]
+        elif problem is None:
+            yield from _not_tested([name], "it does not apply to this model")
+        else:
+            yield _failed(name, problem)
 
 
 def _judged(adapter: Adapter, name: str, value: float) -> Check:

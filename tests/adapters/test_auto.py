@@ -10,14 +10,14 @@ import tiny_families
 import tiny_models
 import torch
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3Model
 from typer.testing import CliRunner
 
 from segbench import attention
 from segbench.adapters import base, light, traced
 from segbench.adapters.base import ENCODER, FINAL, Adapter
 from segbench.cli import app
-from segbench.errors import ModelError
+from segbench.errors import ModelError, SpecError
 from segbench.specs import ModelSpec
 from segbench.types import Sample, Site
 
@@ -120,6 +120,13 @@ def test_the_language_head_is_never_computed_and_blocks_only_as_far_as_needed(ll
     ran.clear()
     adapter.read(batch, [*adapter.sites()])
     assert ran == [f"block {number}" for number in range(adapter.depth)]
+
+
+def test_keys_that_are_made_together_with_queries_are_told():
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    block = Phi3Model(Phi3Config(**size, num_hidden_layers=1, vocab_size=8, pad_token_id=0)).layers[0]
+    with pytest.raises(SpecError, match=r"llm\.0\.key_pre: Phi3DecoderLayer has no key projection of its own"):
+        base._keys(block, Site("llm", 0, "key_pre"), None)
 
 
 def test_a_checkpoint_without_a_card_is_measured_from_the_command_line(llava, tmp_path):

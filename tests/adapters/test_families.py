@@ -27,7 +27,7 @@ from segbench import registry
 from segbench.adapters import _selftest, base
 from segbench.adapters.base import ADAPTER, FINAL, Adapter
 from segbench.attention import knockout
-from segbench.errors import ModelError, SpecError
+from segbench.errors import ModelError
 from segbench.specs import ModelSpec
 from segbench.types import Sample, Site
 
@@ -46,9 +46,7 @@ FIELDS["got_ocr2"] = {"implementation": "eager"}
 FIELDS["deepseek_vl_hybrid"] = {"resolution": 128}
 OLD = transformers.__version__.startswith("5.17.")
 UNEVEN = ("hunyuan_vl",)  # its own code gives the later images of a batch slightly other states
-UNCACHED = ("dots3_note",)  # generates otherwise with a cache than without, also before segbench has touched it
 NORM_BEHIND = ("hunyuan_vl",)  # norms its keys behind the rotary embedding
-FUSED = ("dots3_note",)  # has no key projection of its own
 SLIDING = ("aya_vision", "exaone4_5", "gemma4")  # have layers that see a window only
 RATIOS = [(120, 120), (96, 128), (128, 96), (70, 210), (200, 80)]  # H x W
 READERS = [(family, "auto") for family in tiny_families.FAMILIES]
@@ -62,6 +60,7 @@ REFUSED = {  # by family, what auto says; nothing else may be refused
     "blip-2": "no text model with a list of layers",
     "kosmos-2.5": "nothing says how many pixels its pictures have",
     "got_ocr2": "cannot be told apart by the",
+    "dots3_note": "words behind the image change it",
     "granite4_vision": "no module gives the vectors that stand at the image tokens",
 }
 if OLD and importlib.util.find_spec("torchvision") is None:  # which hides what would do without it
@@ -168,10 +167,6 @@ def keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length(reader)
     rotated: list[bool] = []  # some families leave some blocks without (Cohere, EXAONE)
     for site in (one for one in sites if one.stream == "key"):
         before = Site("llm", site.layer, "key_pre")
-        if reader[0] in FUSED:
-            with pytest.raises(SpecError, match="has no key projection of its own"):
-                adapter.read(batch, [before])
-            continue
         raw = adapter.read(batch, [before])[before]
         size = kept[site].shape[-1]
         if reader[0] not in NORM_BEHIND:
@@ -272,8 +267,6 @@ def _compare(adapter: Adapter, both: Adapter, inputs: dict[str, Tensor]) -> None
 
 @torch.no_grad()
 def greedy_generation_is_recomputation_without_a_cache(reader, attention="native"):
-    if reader[0] in UNCACHED:
-        return
     adapter = readable(reader, attention)
     prompt = _padded(adapter, "right", rows=1)
     model, new = adapter.model, 3

@@ -135,7 +135,7 @@ def test_a_knockout_that_generate_drops_is_caught(folders, monkeypatch):
 
 def test_an_attention_that_generate_drops_is_caught(folders, monkeypatch):
     monkeypatch.setattr(Adapter, "attention", lambda self: nullcontext())
-    assert examine(folders["clip"], attention="bidirectional").failed == ("plain", "generate_knockout")
+    assert examine(folders["clip"], attention="bidirectional").failed == ("plain", "behind", "generate_knockout")
 
 
 def test_where_attention_cannot_be_edited_the_report_says_why(tmp_path):
