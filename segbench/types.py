@@ -52,6 +52,11 @@ class Site:
         number: int | Literal["norm"] = "norm" if layer == "norm" else int(layer or 0)
         return cls(stage, number, stream or "hidden")  # type: ignore[arg-type]
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is `llm.L`: a residual of the LLM before the final norm, no key and no value."""
+        return self.stage == "llm" and self.stream == "hidden" and self.layer != "norm"
+
     def __str__(self) -> str:
         tail = f".{self.layer}" if self.stage == "llm" else ""
         return self.stage + tail + ("" if self.stream == "hidden" else f".{self.stream}")

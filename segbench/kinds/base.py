@@ -57,7 +57,7 @@ class Job:
 def peak_site(result: Result) -> Site:
     """The LLM block input with the highest mIoU of a probe cell (paper Table 2); the first one on a tie."""
     curve = {Site.parse(m.site): m.value for m in result.measures if m.metric == "miou" and m.site}
-    layers = [site for site in curve if site.stage == "llm" and site.layer != "norm"]
+    layers = [site for site in curve if site.is_layer]
     if not layers:
         raise CellError(f"the probe cell of {result.model} on {result.task} holds no LLM layer")
     return max(layers, key=lambda site: (curve[site], -int(site.layer)))

@@ -72,13 +72,11 @@ def run(job: Job) -> Iterator[Measure]:
     source = job.required[params.probes]
     val = source.params.data.load("val", job.limit)
     probed = map(Site.parse, source.result.about["sites"])
-    sites = tuple(
-        site for site in probed if site.stage != "encoder" and site.layer != "norm" and site.stream == "hidden"
-    )
+    sites = tuple(site for site in probed if site.is_layer or site.stage == "adapter")
     if Site("adapter") not in sites or len(sites) < 2:
         raise CellError(f"{params.probes} probes no adapter or no LLM layer: a knockout needs both")
     bank = probes.ProbeBank.load(source.result.arrays("probes"), sites, job.adapter.device)
-    blocks = sum(site.stage == "llm" and site.layer != "norm" for site in job.adapter.sites())
+    blocks = sum(site.is_layer for site in job.adapter.sites())
     window = _window(params.layers, blocks)
     confused = [_class_id(name, val.classes, params.probes) for name in params.classes or val.classes]
 

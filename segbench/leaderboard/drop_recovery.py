@@ -73,7 +73,7 @@ def _curve(result: Result) -> dict[str, Sampled]:
 def _layers(curve: Mapping[str, Sampled]) -> list[str]:
     """llm.1 .. llm.L: what enters each block and what leaves the last; the final norm is recorded, never the peak."""
     sites = {site: Site.parse(site) for site in curve}
-    return [name for name, site in sites.items() if site.stage == "llm" and site.layer not in (0, "norm")]
+    return [name for name, site in sites.items() if site.is_layer and site.layer]
 
 
 def _peak(curve: Mapping[str, Sampled]) -> Sampled | None:

@@ -76,7 +76,7 @@ def persistence(result: Result, only: str | None = None) -> Persistence:
 
 
 def _last_layer(sites: Iterable[str]) -> str | None:
-    layers = [site for site in map(Site.parse, sites) if site.stage == "llm" and site.layer != "norm"]
+    layers = [site for site in map(Site.parse, sites) if site.is_layer]
     return str(max(layers, key=lambda site: int(site.layer))) if layers else None
 
 

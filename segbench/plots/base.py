@@ -145,7 +145,7 @@ def legend(figure: "Figure | SubFigure", *rows: Mapping[str, "Artist"], columns:
 def layer_axis(axes: "Axes", sites: Iterable[str], zero: bool = False) -> int:
     """Ticks for LLM layers, from the adapter's output at 0 if `zero`, and for the norm; returns the last layer."""
     parsed = [Site.parse(site) for site in sites]
-    last = max(int(site.layer) for site in parsed if site.stage == "llm" and site.layer != "norm")
+    last = max(int(site.layer) for site in parsed if site.is_layer)
     step = max(1, -(-last // 10))
     ticks = {float(layer): str(layer) for layer in (0, 1, *range(step, last + 1, step)) if layer or zero}
     if any(site.layer == "norm" for site in parsed):

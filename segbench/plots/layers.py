@@ -46,7 +46,7 @@ def plot(figure: "Figure | SubFigure", probes: Sequence[Result], looks: dict[str
     left.set_xticks([0, 1], ["encoder", "adapter"])
     left.set_xlim(-0.4, 1.75 + _STEP * (len(probes) - 0.4))
     left.set_ylabel("mIoU (%)")
-    sites = {site for anatomy in anatomies for site in anatomy.curve if Site.parse(site).stage == "llm"}
+    sites = {site for anatomy in anatomies for site in anatomy.curve if Site.parse(site).is_layer or site == "llm.norm"}
     if sites:
         base.layer_axis(right, sites)
     right.set_xlabel("LLM layer (bands and bars: 95 % intervals over images)")
@@ -87,7 +87,7 @@ def _before(axes: "Axes", anatomy: DropRecovery, look: base.Look, offset: float,
 def _inside(axes: "Axes", anatomy: DropRecovery, look: base.Look) -> None:
     """The layers with their band, the final norm as an open marker, a ring around the peak."""
     parsed = {Site.parse(site): estimate for site, estimate in anatomy.curve.items()}
-    layers = {int(site.layer): one for site, one in parsed.items() if site.stage == "llm" and site.layer != "norm"}
+    layers = {int(site.layer): one for site, one in parsed.items() if site.is_layer}
     if not layers:
         return
     low, high = base.band(one.interval for one in layers.values())

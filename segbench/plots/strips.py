@@ -137,6 +137,6 @@ def _ids(blocks: Sequence[Sequence[Strip]]) -> list[int]:
 def _sites(probe: Result) -> list[str]:
     """Encoder, adapter, peak and last LLM layer: what of these was probed."""
     probed = probe.about["sites"]
-    layers = [site for site in probed if Site.parse(site).stage == "llm" and site != "llm.norm"]
+    layers = [site for site in probed if Site.parse(site).is_layer]
     wanted = ["encoder", "adapter", f"llm.{drop_recovery(probe).peak_layer}", *layers[-1:]]
     return list(dict.fromkeys(site for site in wanted if site in probed))

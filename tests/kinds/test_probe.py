@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from segbench import stats
 from segbench.data.scenes import CLASSES
 from segbench.metrics import oracle
+from segbench.plots import draw_all
 from segbench.types import IGNORE, GridMap
 
 SITES = ["encoder", "adapter", "llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"]
@@ -85,3 +86,23 @@ def test_features_in_memory_and_streamed_give_the_same_numbers(lab, tmp_path):
     for a, b in zip(memory.measures, stream.measures, strict=True):
         assert (a.metric, a.site) == (b.metric, b.site)
         assert a.value == pytest.approx(b.value, abs=0.1)
+
+
+def test_keys_and_values_are_probed_where_they_are_named_and_drawn_beside_the_layers(tmp_path):
+    sites = ["adapter", "llm.1", "llm.1.key", "llm.1.key_pre", "llm.1.value", "llm.2"]
+    tasks = {
+        "probe": f"{tiny_runs.PROBE}sites: [{', '.join(sites)}]\n",
+        "starvation": "kind: starvation\nprobes: probe\n",
+        "knockout": "kind: knockout\nprobes: probe\nleast: 6\n",
+    }
+    lab = tiny_runs.lab(tmp_path / "lab", tasks)
+    cells = tiny_runs.measure(lab, ",".join(tasks), tmp_path / "out")
+    assert {one.status for one in cells.values()} == {"ran"}, [one.note for one in cells.values()]
+    assert cells["probe"].result.about["sites"] == [*sites[:2], *sorted(sites[2:5], key=_made), sites[5]]
+    assert cells["starvation"].result.about["site"] in ("llm.1", "llm.2")  # a peak is a layer
+    assert cells["knockout"].result.about["sites"] == ["adapter", "llm.1", "llm.2"]
+    assert draw_all([one.result for one in cells.values()], tmp_path / "figures")
+
+
+def _made(site):
+    return ("key_pre", "key", "value").index(site.rpartition(".")[2])

@@ -44,6 +44,14 @@ def test_the_first_of_equal_layers_is_the_peak(tmp_path):
     assert drop_recovery(probe(tmp_path, [[80, 80], [60, 60], [90, 90], [90, 90], [90, 90]])).peak_layer == 1
 
 
+def test_keys_and_values_are_in_the_curve_and_never_the_peak(tmp_path):
+    sites = ("encoder", "adapter", "llm.1", "llm.1.key", "llm.1.value", "llm.2")
+    found = drop_recovery(probe(tmp_path, [[80, 80], [60, 60], [70, 70], [99, 99], [99, 99], [75, 75]], sites))
+    assert found.peak_layer == 2
+    assert found.peak.value == pytest.approx(iou(75))
+    assert found.curve["llm.1.value"].value == pytest.approx(iou(99))
+
+
 @pytest.mark.parametrize(
     ("sites", "missing", "there"),
     [
