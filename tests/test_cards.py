@@ -1,5 +1,6 @@
 """Every model card of the package is runnable with nothing but weights: here with tiny ones of the same family."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import tiny_families
 import tiny_models
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 from segbench import registry
 from segbench.adapters import base, weights
+from segbench.cli import app
 from segbench.library import Library, data_folder
 from segbench.runner import _revision
 
@@ -57,6 +60,15 @@ def test_card_says_where_its_weights_are_and_what_it_is(name):
         assert "segbench convert" in spec.obtain
         assert spec.obtain in (weights.missing(spec) or "")
         assert spec.published()["revision"] == "unknown"
+
+
+def test_card_without_weights_is_missing_and_says_how_to_come_by_them():
+    words = ["run", "--model", "llava15-siglip-bidir", "--tasks", "demo", "--dry-run", "--json"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 4
+    rows = json.loads(found.stdout)
+    assert {row["status"] for row in rows} == {"missing"}
+    assert all("segbench convert ORIGINAL" in row["note"] for row in rows)
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -1,5 +1,6 @@
 """What `auto` finds, it finds by looking; what it cannot find it refuses with what it saw."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import tiny_families
 import tiny_models
 import torch
+import transformers
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3Model
 from typer.testing import CliRunner
@@ -77,6 +79,10 @@ def test_tiles_are_read_where_they_are_asked_for(tmp_path):
     assert grids["tiles"] == (12, 12)
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.17.") and importlib.util.find_spec("torchvision") is None,
+    reason="transformers 5.17 hides SmolVLM's PIL image processor where torchvision is absent",
+)
 def test_text_between_tiles_hands_nothing_on(tmp_path, monkeypatch):
     """SmolVLM says in words between the tiles where each is: words hear of tiles, and later tiles hear of words."""
     folder = tiny_families.write("smolvlm", tmp_path)
@@ -145,6 +151,24 @@ def test_a_checkpoint_without_a_card_is_measured_from_the_command_line(llava, tm
     assert header["model_card"]["revision"] == "unknown"
     provenance = json.loads((cell.parent / "provenance.json").read_text())
     assert provenance["image_processor"] == "CLIPImageProcessorPil"
+
+
+# ------------------------------------------------------------------------------------------------------------ prompts
+
+
+def test_what_a_family_writes_around_an_image_comes_from_its_chat_template(qwen):
+    adapter = base.load(spec(qwen, resolution=96, prompt="USER: <image> what is this"), "cpu")
+    words = adapter.processor.tokenizer.convert_ids_to_tokens(
+        adapter.prepare(_samples()).inputs["input_ids"][0].tolist()
+    )
+    assert words[:2] == ["USER:", "<|vision_start|>"]
+    assert set(words[2:]) == {"<|image_pad|>"}
+
+
+def test_chat_template_that_begins_with_the_start_token_gets_no_second_one(tmp_path):
+    adapter = base.load(spec(tiny_families.write("gemma3", tmp_path)), "cpu")
+    start = adapter.processor.tokenizer.bos_token_id
+    assert adapter.prepare(_samples()).inputs["input_ids"][0].tolist().count(start) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -190,6 +190,18 @@ def batch_of_one_is_batch_of_four(reader):
             assert (alone[site][0] - together[site][3 * row]).abs().max() < limit * scale, site
 
 
+def conditions_in_one_batch_are_conditions_one_by_one(reader):
+    """Rows of the call to the text model are taken whatever it holds: masks by kind, positions on three axes ..."""
+    adapter = readable(reader)
+    encoded = adapter.encode(adapter.prepare(samples(RATIOS[:1] * 3)))
+    plain = adapter.decode(encoded, [FINAL])[FINAL]
+    order = [2, 0, 2, 1]
+    taken = adapter.decode(encoded.take(order), [FINAL])[FINAL]
+    limit = 5e-3 if reader[0] in UNEVEN else 1e-4
+    assert (taken - plain[order]).abs().max() < limit * plain.square().mean().sqrt()
+    assert (plain[0] - plain[2]).abs().max() > 1e-2
+
+
 # --------------------------------------------------------------------------------------------------------- geometry
 
 
@@ -443,6 +455,7 @@ CHECKS = (
     every_residual_is_what_transformers_computes,
     keys_and_values_are_those_of_a_cache_and_rotating_keeps_their_length,
     batch_of_one_is_batch_of_four,
+    conditions_in_one_batch_are_conditions_one_by_one,
     painted_bands_light_up_the_patches_that_the_layout_names,
     knocked_out_patches_have_no_influence_on_other_image_tokens,
     bidirectional_image_attention_is_a_softmax_written_by_hand,

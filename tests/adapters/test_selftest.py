@@ -93,3 +93,23 @@ def test_replay_that_differs_from_the_models_own_forward_is_caught(adapter, monk
     monkeypatch.setattr(Adapter, "encode", shifted)
     with pytest.raises(ModelError, match="the model's own forward pass differs by"):
         _selftest.run(adapter)
+
+
+def test_image_that_depends_on_its_neighbour_in_the_batch_is_caught(adapter, monkeypatch):
+    encode = Adapter.encode
+
+    def mixed(self, batch):
+        encoded = encode(self, batch)
+        vectors = encoded.call["inputs_embeds"]
+        return encoded.with_embeddings(vectors + 0.1 * vectors.mean(0, keepdim=True))
+
+    monkeypatch.setattr(Adapter, "encode", mixed)
+    with pytest.raises(ModelError, match="an image alone differs from itself in a batch by"):
+        _selftest.run(adapter)
+
+
+def test_prompt_that_cannot_be_cut_behind_the_image_is_caught(adapter, monkeypatch):
+    words = _selftest._with_words
+    monkeypatch.setattr(_selftest, "_with_words", lambda *given: words(*given) * 1.1)
+    with pytest.raises(ModelError, match=r"words behind the image change it by .* no prompt can be cut there"):
+        _selftest.run(adapter)

@@ -60,6 +60,20 @@ def test_hub_model_that_is_not_cached_says_how_to_fetch_it(tmp_path, monkeypatch
     assert "give --weights FOLDER" in str(weights.missing(spec.model_copy(update={"hub": None})))
 
 
+def test_hub_model_without_a_stated_commit_is_the_one_in_the_cache(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit, place = "a1" * 20, tmp_path / "models--org--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    shutil.copytree(written, place / "snapshots" / commit)
+    spec = tiny_models.spec(tmp_path).model_copy(update={"weights": None, "hub": "org/tiny"})
+    assert weights.missing(spec) is None
+    assert weights.folder(spec) == place / "snapshots" / commit
+    assert weights.revision(spec) == commit
+    assert weights.revision(spec.model_copy(update={"revision": "b2" * 20})) == "b2" * 20
+    assert weights.revision(tiny_models.spec(written)) is None
+
+
 @pytest.mark.parametrize("kind", ["written", "shards"])
 def test_whole_checkpoint_is_trusted(request, kind):
     folder = request.getfixturevalue(kind)
