@@ -157,7 +157,7 @@ def _stated_attention(folder: Path) -> str:
     except (OSError, ValueError, RecursionError):
         return "native"  # loading it tells what is wrong with it
     stated = config.get("image_attention") if isinstance(config, dict) else None
-    return "bidirectional" if stated == "bidirectional" else "native"
+    return str(stated) if stated in ("causal", "bidirectional") else "native"
 
 
 def data_folder() -> Path:
