@@ -36,6 +36,11 @@ def load(spec: ModelSpec, device: str) -> Adapter:
             f"{spec.name}: the adapter auto knows no processor's own arithmetic; use `preprocess: squash`, pad or crop"
         )
     found = checkpoint.read(spec, device)
+    if "image_registers" in found.config:
+        raise ModelError(
+            f"{spec.name}: its config has image_registers, which `segbench convert` writes and the adapter llava reads; "
+            "use `--model-args adapter=llava`"
+        )
     stated = found.processor.image_processor.to_dict()
     tiles = spec.view == "tiles"
     arguments = {} if tiles else {name: False for name in SPLITTING if stated.get(name) is not None}

@@ -202,6 +202,10 @@ def test_model_without_eyes_is_told(tmp_path):
     refused("cannot be loaded: Unrecognized configuration class .*LlamaConfig", tmp_path)
 
 
+def test_converted_checkpoint_with_registers_is_told_its_adapter(tmp_path):
+    refused("use `--model-args adapter=llava`", tiny_models.write(tmp_path, image_registers="dropped"))
+
+
 def test_native_preprocessing_is_refused(llava):
     refused("the adapter auto knows no processor's own arithmetic", llava, preprocess="native")
 
