@@ -38,8 +38,8 @@ def load(spec: ModelSpec, device: str) -> Adapter:
     found = checkpoint.read(spec, device)
     if "image_registers" in found.config:
         raise ModelError(
-            f"{spec.name}: its config has image_registers, which `segbench convert` writes and the adapter llava reads; "
-            "use `--model-args adapter=llava`"
+            f"{spec.name}: its config has image_registers, which `segbench convert` writes and the adapter llava "
+            "reads; use `--model-args adapter=llava`"
         )
     stated = found.processor.image_processor.to_dict()
     tiles = spec.view == "tiles"
