@@ -67,12 +67,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a family says about itself, and what an adapter cannot do for it."""
+    """What a family says about its image tokens, and what cannot be done with them."""
 
     registers: int = 0  # image tokens in front of the patches that have no place in the image
     newlines: bool = False  # image tokens that end a row of tiles
-    native_attention: bool = False  # the family's own code lets image tokens see later ones (Gemma 3, PaliGemma)
-    deepstack: bool = False  # image features also enter behind later blocks (Qwen3-VL)
     no_knockout: str = ""  # why attention cannot be edited, if it cannot
 
 
