@@ -26,7 +26,7 @@ from segbench.types import Sample, Site
 # nothing may run another kernel than no mask at all.
 IMAGE = (180, 252)  # H x W pixels of what the layout is tested on, or a multiple: no axis passes for the other
 WORDS = 4  # behind the image
-PIXELS = 7  # of a patch along its shorter edge, at least
+PIXELS = 14  # of a patch along its shorter edge, at least: a band is blurred where it is scaled up
 HALF = 0.5  # patches
 BLUR = 0.5  # patches by which resizing may smear a band
 
