@@ -22,8 +22,6 @@ from segbench.attention import require_maskable
 from segbench.errors import CellError, ModelError
 from segbench.types import Sample, Site
 
-# Largest difference, relative to the rms of the states, between two kernels that compute the same: a mask that forbids
-# nothing may run another kernel than no mask at all.
 IMAGE = (180, 252)  # H x W pixels of what the layout is tested on, or a multiple: no axis passes for the other
 WORDS = 4  # behind the image
 PIXELS = 14  # of a patch along its shorter edge, at least: a band is blurred where it is scaled up
@@ -33,6 +31,8 @@ BLUR = 0.5  # patches by which resizing may smear a band
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # where configs count them
 ROUNDING = 1e-5  # absolute
 
+# Largest difference, relative to the rms of the states, between two kernels that compute the same: a mask that forbids
+# nothing may run another kernel than no mask at all.
 TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 
 

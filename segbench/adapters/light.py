@@ -36,24 +36,16 @@ class Response(NamedTuple):
         """The tokens that see anything of the image."""
         return (self.rows.max(0) > 0) & (self.columns.max(0) > 0)
 
-    def centres(self) -> Float[np.ndarray, "2 n"]:
-        """Row and column of each token, in bands from the first one's centre; the middle of what it responds to."""
-        found = []
-        for response in self:
-            weights = np.square(response / np.where(response.max(0) > 0, response.max(0), 1))
-            total = np.where(weights.sum(0) > 0, weights.sum(0), 1)
-            found.append((weights * np.arange(len(response))[:, None]).sum(0) / total)
-        return np.stack(found)
+    def centres(self, at: Float[np.ndarray, " p"] | None = None) -> Float[np.ndarray, "2 n"]:
+        """Row and column of each token: the middle of the bands that it responds to.
 
-    def spread(self) -> Float[np.ndarray, "2 n"]:
-        """Deviation of the bands that each token responds to from its centre, in bands."""
-        found = []
-        for response, centre in zip(self, self.centres(), strict=True):
-            weights = np.square(response / np.where(response.max(0) > 0, response.max(0), 1))
-            total = np.where(weights.sum(0) > 0, weights.sum(0), 1)
-            away = np.square(np.arange(len(response))[:, None] - centre)
-            found.append(np.sqrt((weights * away).sum(0) / total))
-        return np.stack(found)
+        `at` is where the bands of either axis lie; without it they are counted from the first one's centre.
+        """
+        return np.stack([_moments(response, at)[0] for response in self])
+
+    def spread(self, at: Float[np.ndarray, " p"] | None = None) -> Float[np.ndarray, "2 n"]:
+        """Deviation of the bands that each token responds to from its centre, in the same units."""
+        return np.stack([_moments(response, at)[1] for response in self])
 
 
 @dataclass(frozen=True)
@@ -139,6 +131,18 @@ def behind(cell: Int[np.ndarray, " n"], count: int) -> list[tuple[int, int]]:
         pixels = np.flatnonzero(cell == number)
         found.append((int(pixels[0]), int(pixels[-1]) + 1) if len(pixels) else (0, 0))
     return found
+
+
+def _moments(
+    response: Float[np.ndarray, "p n"], at: Float[np.ndarray, " p"] | None
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Mean and deviation of the places of the bands, weighed by the square of each token's response."""
+    places = (np.arange(len(response)) if at is None else at)[:, None]
+    most = response.max(0)
+    weights = np.square(response / np.where(most > 0, most, 1))
+    total = np.where(most > 0, weights.sum(0), 1)
+    centre = (weights * places).sum(0) / total
+    return centre, np.sqrt((weights * np.square(places - centre)).sum(0) / total)
 
 
 def _overlaps(convolution: nn.Conv2d) -> bool:

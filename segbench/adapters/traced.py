@@ -56,7 +56,7 @@ def trace(embedder: Embedder, framing: Framing, arguments: Mapping[str, Any], ti
     found = light.look(embedder, framing, arguments, (side, side), bands, bands)
     name = embedder.checkpoint.spec.name
     middle = np.array([(first + end) / 2 for first, end in bands])
-    centres, spread = _middles(found.tokens, middle)
+    centres, spread = found.tokens.centres(middle), found.tokens.spread(middle)
     views = list(_views(centres, found.tokens.lit(), side))
     whole = [view for view in views if _covers(view, side)]
     if not whole:
@@ -90,18 +90,6 @@ def _tokens_per_side(embedder: Embedder, framing: Framing, arguments: Mapping[st
     blank = Image.new("RGB", (framing.side, framing.side), framing.colour)
     ids = embedder.inputs(blank, arguments)["input_ids"][0]
     return int(np.ceil(np.sqrt(int((ids == embedder.parts.image_token_id).sum()))))
-
-
-def _middles(response: Response, middle: Float[np.ndarray, " p"]) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column, in pixels, of what each token sees, and the deviation around it."""
-    centres, spreads = [], []
-    for one in response:
-        weights = np.square(one / np.where(one.max(0) > 0, one.max(0), 1))
-        total = np.where(weights.sum(0) > 0, weights.sum(0), 1)
-        centre = (weights * middle[:, None]).sum(0) / total
-        centres.append(centre)
-        spreads.append(np.sqrt((weights * np.square(middle[:, None] - centre)).sum(0) / total))
-    return np.stack(centres), np.stack(spreads)
 
 
 def _views(centres: Float[np.ndarray, "2 n"], lit: np.ndarray, side: int) -> "list[View]":
@@ -169,7 +157,7 @@ def _assigned(
 
     They are those of one tile that holds the whole picture, or of all tiles together, less one such before or behind.
     """
-    centres, _ = _middles(response, middle)
+    centres = response.centres(middle)
     lit = response.lit()
     per_tile = int(np.prod(shape[1:])) if len(shape) > 1 else len(lit)
     h, w = view.grid

@@ -91,7 +91,7 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
 
     ModelError, naming the file: pickled weights only, a missing shard, a cut-off file, a config that wants remote code.
     """
-    config = _json(checkpoint / "config.json")
+    config = read_json(checkpoint / "config.json")
     if "auto_map" in config:
         code = json.dumps(config["auto_map"])
         raise ModelError(f"{checkpoint}: its config wants code of its own to run ({code}); remote code is never run")
@@ -110,7 +110,7 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
 def settings(checkpoint: Path, name: str) -> dict[str, Any]:
     """One of the JSON files beside the weights, by its stem; empty if it is not there."""
     path = checkpoint / f"{name}.json"
-    return _json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _snapshot(spec: ModelSpec) -> Path | None:
@@ -125,7 +125,7 @@ def shards(checkpoint: Path) -> list[str]:
     """Names of the weight files that belong to a checkpoint, there or not; ModelError for an index that is none."""
     if (checkpoint / _WHOLE).is_file() or not (checkpoint / _INDEX).is_file():  # the order of transformers
         return [_WHOLE]
-    shards = _json(checkpoint / _INDEX).get("weight_map")
+    shards = read_json(checkpoint / _INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"{checkpoint / _INDEX}: no weight_map")
     for name in shards.values():  # anything else would be unpickled, or read from elsewhere and not be hashed
@@ -151,7 +151,8 @@ def _whole(path: Path) -> None:
         raise ModelError(f"{path}: {size} bytes, expected {expected}; the file is truncated or damaged, fetch it again")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ModelError, naming the file, where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

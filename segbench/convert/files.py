@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from segbench.adapters import weights
 from segbench.errors import MissingInput, ModelError, SpecError
 
 LARGEST_FILE = 5_000_000_000  # bytes; weights above that are sharded
@@ -26,13 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; MissingInput where there is none, ModelError where it cannot be read."""
     if not path.is_file():
         raise MissingInput(f"{path.parent} holds no {path.name}; name the folder of a whole checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a JSON object")
-    return content
+    return weights.read_json(path)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

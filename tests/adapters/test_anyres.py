@@ -1,7 +1,6 @@
 """The base view and the tiles are read where the stock model puts them, and see what the stock processor shows them."""
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+from drawn import at_patches, distances, rewrite, samples
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -33,7 +33,7 @@ from segbench.adapters.base import ADAPTER, ENCODER, FINAL, Adapter
 from segbench.adapters.layout import Framing, Placement, Preprocess
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
-from segbench.types import Sample, Site
+from segbench.types import Site
 
 View = Literal["base", "tiles"]
 FAMILIES = ("llava_next", "llava_onevision")
@@ -82,12 +82,6 @@ def real(family: str, view: View, preprocess: Preprocess = "native", side: int |
     return Anyres(framing, view, vision.image_size, vision.patch_size, canvases, most)
 
 
-def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
 def packed(config: PreTrainedConfig, tiles: Tensor, picture: tuple[int, int], newline: float) -> Tensor:
     """Vectors of the base view and all tiles in the order of the prompt, by the stock model's own code."""
     model, more = LlavaOnevisionModel, {"vision_aspect_ratio": "anyres_max_9"}
@@ -96,15 +90,6 @@ def packed(config: PreTrainedConfig, tiles: Tensor, picture: tuple[int, int], ne
     ends = torch.full(tiles.shape[-1:], newline)
     sizes = torch.tensor([picture])
     return model.pack_image_features(SimpleNamespace(config=config), [tiles], sizes, image_newline=ends, **more)[0][0]  # type: ignore[arg-type]
-
-
-def rewrite(folder: Path, name: str, **keys: Any) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | keys))
-
-
-def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
-    return states[torch.arange(len(states))[:, None], batch.image_at]
 
 
 # ---------------------------------------------------------------------------------------------- against transformers
@@ -186,13 +171,7 @@ def misplaced(layout: Anyres, processor: Any, image: tuple[int, int]) -> tuple[f
     blocks = blocks.reshape(len(made), 2, edge, layout.patch, edge, layout.patch)[:, :, :, middle, :, middle]
     shown = blocks.mean((3, 5))[tile, :, row, column]
     found = shown * (np.array(image) - 1) / 255
-    centre = np.stack(np.unravel_index(np.arange(len(found)), placement.grid), -1) + 0.5
-    told = (centre - grid_map.shift) / grid_map.scale - 0.5
-    margin = 1 + 3 * np.maximum(1, 1 / (np.array(grid_map.scale) * layout.patch))
-    inside = ((told > margin) & (told < np.array(image) - 1 - margin)).all(1)
-    assert inside.sum() >= 4, "nothing of the image is left to compare"
-    away = (found - told)[inside]
-    return float(np.abs(away).max()), float(np.abs(away.mean(0)).max())
+    return distances(found, grid_map, layout.patch)
 
 
 @every_reading

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+from drawn import at_patches, samples
 from PIL import Image
-from torch import Tensor
 from transformers import DeepseekVLHybridImageProcessorPil, DeepseekVLImageProcessorPil, DynamicCache
 
 from segbench.adapters import _selftest, base, light
@@ -22,7 +22,7 @@ from segbench.adapters.deepseek_vl import Padded
 from segbench.adapters.layout import Framing, Placement, Preprocess
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
-from segbench.types import Sample, Site
+from segbench.types import Site
 
 HYBRID = "deepseek_vl_hybrid"
 FAMILIES = ("deepseek_vl", HYBRID)
@@ -55,16 +55,6 @@ def real(family: str, preprocess: Preprocess) -> tuple[Padded, Any]:
     side = 1024 if family == HYBRID else 384
     framing = Framing.of(preprocess, processor, side)
     return Padded(framing, side, 14, side / 24, 24, 1 + (family == HYBRID)), processor
-
-
-def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
-def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
-    return states[torch.arange(len(states))[:, None], batch.image_at]
 
 
 # ---------------------------------------------------------------------------------------------- against transformers

@@ -13,12 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_families
 import torch
 import transformers
-from PIL import Image
+from drawn import at_patches, samples
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
@@ -29,7 +28,7 @@ from segbench.adapters.base import ADAPTER, FINAL, Adapter
 from segbench.attention import knockout
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
-from segbench.types import Sample, Site
+from segbench.types import Site
 
 OWN = {  # families with an adapter of their own
     "llava": "llava",
@@ -97,16 +96,6 @@ def readable(reader: tuple[str, str], attention: str = "native", implementation:
 
 
 CAN = [reader for reader in READERS if reader[1] != "auto" or reader[0] not in REFUSED]
-
-
-def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
-    draw = np.random.default_rng(3)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
-def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
-    return states[torch.arange(len(states))[:, None], batch.image_at]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from drawn import at_patches
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -46,10 +47,6 @@ def samples(sizes: list[tuple[int, int]] = SIZES) -> list[Sample]:
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
-def at_patches(states: torch.Tensor, batch: base.Batch) -> torch.Tensor:
-    return states[torch.arange(len(states))[:, None], batch.image_at]
 
 
 # --------------------------------------------------------------------------------------------- against transformers

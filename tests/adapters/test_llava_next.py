@@ -1,14 +1,13 @@
 """LLaVA-NeXT: which vision layers are read, and which checkpoints are refused. What it shares is in test_anyres."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_families
 import torch
+from drawn import rewrite, samples
 from PIL import Image
 
 from segbench.adapters import base
@@ -38,22 +37,11 @@ def refused(folder: Path, said: str, **fields: Any) -> None:
         load(folder, **fields)
 
 
-def rewrite(folder: Path, name: str, **keys: Any) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | keys))
-
-
-def samples(*sizes: tuple[int, int]) -> list[Sample]:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("view", ["base", "tiles"])
 def test_several_vision_layers_are_one_encoder_site(tmp_path, view):
     adapter = load(tiny_families.write("llava_next", tmp_path, vision_feature_layer=[-3, -2]), view=view, resolution=96)
-    batch = adapter.prepare(samples((96, 96)))
+    batch = adapter.prepare(samples([(96, 96)]))
     tiles = batch.inputs["pixel_values"][0]
     tower: Any = adapter.parts.outer.vision_tower
     vision = tower(tiles, output_hidden_states=True).hidden_states
@@ -71,7 +59,7 @@ def test_several_vision_layers_are_one_encoder_site(tmp_path, view):
 def test_projector_turns_the_encoder_into_the_adapter_patch_by_patch(folder):
     for view in ("base", "tiles"):
         adapter = load(folder, view=view, preprocess="native")
-        features = adapter.read(adapter.prepare(samples((90, 140))), [ENCODER, base.ADAPTER])
+        features = adapter.read(adapter.prepare(samples([(90, 140)])), [ENCODER, base.ADAPTER])
         projected = adapter.parts.projector(features[ENCODER])
         torch.testing.assert_close(features[base.ADAPTER], projected, rtol=0, atol=1e-5)
 
@@ -79,8 +67,8 @@ def test_projector_turns_the_encoder_into_the_adapter_patch_by_patch(folder):
 def test_base_view_of_a_causal_model_knows_nothing_of_the_tiles(folder):
     """So that of two resolutions, of which one has more tiles, the base view reads the same."""
     small, large = (load(folder, resolution=side) for side in (48, 96))
-    square = samples((48, 48))[0]
-    fine = samples((96, 96))[0]
+    square = samples([(48, 48)])[0]
+    fine = samples([(96, 96)])[0]
     coarse = Sample("", fine.image.resize((48, 48), Image.Resampling.BICUBIC), square.mask)
     sites = [ENCODER, Site("llm", 2), FINAL]
     one, other = small.prepare([coarse]), large.prepare([fine])
@@ -138,7 +126,7 @@ def test_processor_that_miscounts_the_tokens_is_refused(copy, keys):
 
 
 def test_image_so_thin_that_the_model_keeps_none_of_its_tiles_is_refused(folder):
-    thin = samples((1500, 4))
+    thin = samples([(1500, 4)])
     tiles, whole = (load(folder, view=view, preprocess="native") for view in ("tiles", "base"))
     with pytest.raises(
         ModelError, match="of a picture of 1500 x 4 pixels the tiles cannot be read: the model keeps none"

@@ -1,6 +1,5 @@
 """LLaVA-OneVision: tiles with gaps, grids that it shrinks, checkpoints that are refused. The rest is in test_anyres."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+from drawn import rewrite, samples
 from PIL import Image
 from transformers import LlavaOnevisionImageProcessorPil
 
@@ -51,24 +51,13 @@ def refused(folder: Path, said: str, **fields: Any) -> None:
         load(folder, **fields)
 
 
-def rewrite(folder: Path, name: str, **keys: Any) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | keys))
-
-
-def samples(*sizes: tuple[int, int]) -> list[Sample]:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
 def test_base_view_does_not_see_the_end_of_its_canvas(folder):
     """As 378 of 384 pixels: here 6 patches of 8 on 52."""
     adapter = load(folder)
     grid_map = adapter.grid_map((104, 208))
     assert grid_map.seen == (0, 0, 96, 192)
     assert geometry.patch_index(grid_map)[95, 191] == 35
-    (image,) = samples((52, 52))
+    (image,) = samples([(52, 52)])
     pixels = np.array(image.image)
     pixels[48:] = pixels[:, 48:] = 0
     other = Sample("", Image.fromarray(pixels), image.mask)
@@ -81,7 +70,7 @@ def test_tiles_have_gaps_that_no_patch_sees(folder):
     assert [np.flatnonzero(cells == -1).tolist() for cells in adapter.layout.cells((104, 104))] == [
         [48, 49, 50, 51, 100, 101, 102, 103]
     ] * 2
-    (image,) = samples((104, 104))
+    (image,) = samples([(104, 104)])
     pixels = np.array(image.image)
     pixels[48:52] = pixels[:, 100:] = 0
     other = Sample("", Image.fromarray(pixels), image.mask)
@@ -98,7 +87,7 @@ def test_tiles_have_gaps_that_no_patch_sees(folder):
 def test_several_vision_layers_are_one_encoder_site(tmp_path):
     written = tiny_families.write("llava_onevision", tmp_path, vision_feature_layer=[-3, -1])
     adapter = load(written, preprocess="native")
-    batch = adapter.prepare(samples((60, 90)))
+    batch = adapter.prepare(samples([(60, 90)]))
     tower: Any = adapter.parts.outer.vision_tower
     vision = tower(batch.inputs["pixel_values"][0], output_hidden_states=True).hidden_states
     features = adapter.read(batch, [ENCODER, ADAPTER])
@@ -112,7 +101,7 @@ def test_several_vision_layers_are_one_encoder_site(tmp_path):
 @torch.no_grad()
 def test_base_view_is_read_before_tiles_that_the_model_shrinks(shrinking):
     adapter = load(shrinking, preprocess="native")
-    batch = adapter.prepare(samples((104, 104)))
+    batch = adapter.prepare(samples([(104, 104)]))
     assert adapter.placement((104, 104)).tokens == 36 + 6 * 7  # 12 x 12 patches shrunk to 6 x 6
     plain: Any = adapter.model.model
     states = plain(**batch.inputs).last_hidden_state

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+from drawn import at_patches, distances, samples
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, Qwen2VLImageProcessorPil
@@ -24,7 +25,7 @@ from segbench.adapters.layout import Framing, Placement, Preprocess
 from segbench.adapters.qwen2_5_vl import Dynamic
 from segbench.errors import ModelError
 from segbench.specs import ModelSpec
-from segbench.types import Sample, Site
+from segbench.types import Site
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl")
 FRAMES: tuple[Preprocess, ...] = ("squash", "pad", "crop", "native")
@@ -58,16 +59,6 @@ def real(preprocess: Preprocess = "native", side: int = 672) -> tuple[Dynamic, A
     arguments = {} if preprocess == "native" else {"size": dict.fromkeys(limits, side**2)}
     fewest, most = arguments.get("size", limits).values()
     return Dynamic(Framing.of(preprocess, processor, side), arguments, 28, 2, 4, (fewest, most)), processor
-
-
-def samples(sizes: list[tuple[int, int]]) -> list[Sample]:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    return [Sample("drawn", Image.fromarray(image), np.zeros(image.shape[:2], np.uint8)) for image in images]
-
-
-def at_patches(states: Tensor, batch: base.Batch) -> Tensor:
-    return states[torch.arange(len(states))[:, None], batch.image_at]
 
 
 def windows(grid: Tensor, window: int, merge: int, patch: int) -> Tensor:
@@ -225,13 +216,7 @@ def misplaced(layout: Dynamic, processor: Any, image: tuple[int, int]) -> tuple[
     middle = slice(patch - 1, patch + 1)  # of every token, as far from what bends as can be
     tokens = colours[:2].reshape(2, h, layout.token, w, layout.token)[:, :, middle, :, middle].mean((2, 4))
     found = tokens.reshape(2, -1).T * (np.array(image) - 1) / 255
-    centre = np.stack(np.unravel_index(np.arange(h * w), (h, w)), -1) + 0.5
-    told = (centre - grid_map.shift) / grid_map.scale - 0.5
-    margin = 1 + 3 * np.maximum(1, 1 / (np.array(grid_map.scale) * layout.token))
-    inside = ((told > margin) & (told < np.array(image) - 1 - margin)).all(1)
-    assert inside.sum() >= 4, "nothing of the image is left to compare"
-    away = (found - told)[inside]
-    return float(np.abs(away).max()), float(np.abs(away.mean(0)).max())
+    return distances(found, grid_map, layout.token)
 
 
 @every_reading
