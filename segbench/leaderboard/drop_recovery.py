@@ -63,6 +63,17 @@ def gain(result: Result, baseline: Result) -> Estimate | None:
     return _difference(_peak(_curve(result)), _peak(_curve(baseline)))
 
 
+def sampled(result: Result) -> dict[str, Sampled]:
+    """Every site of one probe cell, its drop, peak and recovery, each with what it is in every resample."""
+    found = _curve(result)
+    adapter, peak = found.get("adapter"), _peak(found)
+    if adapter and "encoder" in found:
+        found["drop"] = adapter - found["encoder"]
+    if peak:
+        found |= {"peak": peak} | ({"recovery": peak - adapter} if adapter else {})
+    return found
+
+
 def _curve(result: Result) -> dict[str, Sampled]:
     counts = result.arrays("counts")["best"]
     values = stats.miou(counts.sum(1, dtype=np.int64))
