@@ -65,7 +65,7 @@ def _specs(library: Library) -> Iterator[Finding]:
     for problem in library.problems:
         yield Finding("specs", "a file that cannot be read", problem)
     for entry in library.entries():
-        found = _model(entry) if entry.type == "model" else _task(entry)
+        found = _model(entry) if entry.type == "model" else _task(entry, library.data)
         yield Finding(f"{entry.type} {entry.name}", *found)
     yield Finding("data sets", ", ".join(registry.names("data")))
 
@@ -84,9 +84,9 @@ def _model(entry: Entry) -> tuple[str, str | None]:
         return "unusable", str(error)
 
 
-def _task(entry: Entry) -> tuple[str, str | None]:
+def _task(entry: Entry, data: Path | None) -> tuple[str, str | None]:
     try:
-        spec = read_task(entry.document, entry.path)
+        spec = read_task(entry.document, entry.path, data)
         return f"kind {spec.kind}", None
     except SpecError as error:
         return "unusable", str(error)

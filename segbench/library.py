@@ -32,11 +32,12 @@ class Library:
     """The model cards and tasks of the package and of `include`: YAML files, or folders of them.
 
     A folder is searched itself and in its models/ and tasks/. Nothing is read before it is asked for. A model without a
-    card is named by its place, `hf:ORG/NAME` or a path with a slash, and is read by the adapter `auto`.
+    card is named by its place, `hf:ORG/NAME` or a path with a slash, and is read by the adapter `auto`. `data` is the
+    folder in which published data sets are looked for, if not the usual one.
     """
 
-    def __init__(self, include: Sequence[Path] = ()) -> None:
-        self.include = tuple(include)
+    def __init__(self, include: Sequence[Path] = (), data: Path | None = None) -> None:
+        self.include, self.data = tuple(include), data
 
     def models(self, pattern: str = "all", overrides: Mapping[str, Any] | None = None) -> tuple[ModelSpec, ...]:
         """Model cards by `a,b`, `tiny-*` or `all`; SpecError tells all that is wrong with all of them."""
@@ -52,7 +53,7 @@ class Library:
             for group in listed if isinstance(listed, list) else ():
                 groups.setdefault(str(group), []).append(entry.name)
         chosen = self._choose(pattern, "task", groups)
-        return tuple(together(*(lambda e=entry: read_task(e.document, e.path) for entry in chosen)))
+        return tuple(together(*(lambda e=entry: read_task(e.document, e.path, self.data) for entry in chosen)))
 
     def model(self, name: str) -> ModelSpec:
         """One model card by its exact name."""
@@ -62,7 +63,7 @@ class Library:
     def task(self, name: str) -> TaskSpec:
         """One task by its exact name, never a group's."""
         entry = self._entry("task", name)
-        return read_task(entry.document, entry.path)
+        return read_task(entry.document, entry.path, self.data)
 
     def folders(self, kind: Literal["models", "tasks"]) -> tuple[Path, ...]:
         """The folders that are searched for models or for tasks."""

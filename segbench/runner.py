@@ -36,7 +36,7 @@ class Options:
     """What a run may choose; only `seeds` and `limit` can change a number, and they are part of every fingerprint."""
 
     limit: int | None = None  # images per split
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] | None = None  # left out: as many as each task says, from 0 on
     batch_size: int = 32
     examples: int = 4  # images whose predicted label maps are kept
     device: str = "auto"
@@ -101,11 +101,10 @@ def plan(
     What is not there makes an item without a fingerprint rather than an error. SpecError if tasks need each other.
     """
     planning = _Planning(store, options, _numerics(options.device))
-    ordered = _ordered(library, tasks)
     for model in models:
         weights = _attempt(lambda model=model: _weights(model))
-        for seed in options.seeds:
-            for task, needed_by in ordered:
+        for seed in sorted({seed for task in tasks for seed in options.seeds or range(task.seeds)}):
+            for task, needed_by in _ordered(library, [task for task in tasks if options.seeds or seed < task.seeds]):
                 planning.add(model, task, seed, needed_by, weights)
     return tuple(planning.items.values())
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from segbench import registry
+from segbench import files, registry
 from segbench.errors import SpecError
 from segbench.records import digest
 from segbench.strict_yaml import Document
@@ -35,7 +35,8 @@ SomeSpec = TypeVar("SomeSpec", bound=BaseModel)
 class Spec(BaseModel):
     """Base of everything a YAML file may hold: frozen, no unknown key, no guessing of types.
 
-    A relative `Path` is meant from the folder of the YAML file (`context={"folder": ...}` while it is read).
+    A relative `Path` is meant from the folder of the YAML file (`context={"folder": ...}` while it is read). Data sets
+    that name no path are looked for in the data folder (`context={"data": ...}`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -80,8 +81,8 @@ class DataSpec(Spec):
             params = registry.module("data", keys["name"]).Params
         except SpecError as error:
             raise PydanticCustomError("data", str(error)) from error  # type: ignore[arg-type]
-        folder = (info.context or {}).get("folder", Path())
-        return {"name": keys["name"], "params": validate(params, rest, {"folder": folder})}
+        context = {key: one for key, one in (info.context or {}).items() if key in ("folder", "data")}
+        return {"name": keys["name"], "params": validate(params, rest, context)}
 
     def load(self, split: Split, limit: int | None = None) -> Dataset:
         """One split; with `limit`, that many of its images, spread evenly. MissingInput when it is not there."""
@@ -181,6 +182,7 @@ class TaskHead(Spec):
     kind: str = Field(description="module of segbench/kinds, or a dotted name of your own")
     groups: tuple[str, ...] = ()
     description: str = ""
+    seeds: int = Field(default=1, ge=1, le=100, description="how often it is measured, with seeds 0, 1, ...")
 
     @field_validator("name", "groups")
     @classmethod
@@ -205,7 +207,7 @@ class TaskSpec(TaskHead):
         return tuple(_data_of(self.params))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that can change a number; name, groups and description cannot."""
+        """Everything that can change a number; name, groups, description and how often cannot."""
         return {"kind": self.kind, "params": _plain(self.params, paths=False)}
 
     def published(self) -> dict[str, Any]:
@@ -238,12 +240,15 @@ def read_model(document: Document, path: Path, overrides: Mapping[str, Any] | No
     return bound(ModelSpec, replaced, typed, {"folder": path.parent})
 
 
-def read_task(document: Document, path: Path) -> TaskSpec:
-    """The task of a YAML file; its own keys and its kind's are checked together. SpecError tells all that is wrong."""
+def read_task(document: Document, path: Path, data: Path | None = None) -> TaskSpec:
+    """The task of a YAML file; its own keys and its kind's are checked together. SpecError tells all that is wrong.
+
+    `data` is the folder in which published data sets are looked for, if not the usual one.
+    """
     keys = _keys(document, path.stem)
     own = {key: value for key, value in keys.items() if key in TaskHead.model_fields}
     rest = {key: value for key, value in keys.items() if key not in own}
-    context = {"folder": path.parent, "beside": tuple(TaskHead.model_fields)}
+    context = {"folder": path.parent, "data": data or files.data_home(), "beside": tuple(TaskHead.model_fields)}
 
     def params() -> BaseModel:
         try:
@@ -302,8 +307,10 @@ class _Thinned(Dataset):
 
     def __init__(self, whole: Dataset, limit: int) -> None:
         self._whole, self._limit = whole, limit
-        self.classes = whole.classes
+        self.classes, self.subsets, self.published = whole.classes, whole.subsets, whole.published
         self.manifest = digest([whole.manifest, limit])
+        if whole.clusters is not None:
+            self.clusters = tuple(whole.clusters[self._at(index)] for index in range(limit))
 
     def __len__(self) -> int:
         return self._limit
@@ -311,7 +318,10 @@ class _Thinned(Dataset):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._limit:
             raise IndexError(index)
-        return self._whole[index * len(self._whole) // self._limit]
+        return self._whole[self._at(index)]
+
+    def _at(self, index: int) -> int:
+        return index * len(self._whole) // self._limit
 
 
 def _keys(document: Document, stem: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from segbench.errors import CellError, StoreError
+from segbench.files import TEMPORARY, write_whole
 from segbench.records import Record, canonical, digest, measure, measure_facts, readable
 from segbench.types import Measure
 
@@ -38,7 +38,6 @@ PROVENANCE = "provenance.json"
 _log = logging.getLogger(__name__)
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._=~-]{0,63}")
 _ARRAYS_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_TEMPORARY = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Cell:
 
     def _sweep(self) -> None:
         """Remove what killed processes left, and what a finished cell does not need. Only under the lock."""
-        for path in self.path.glob(f"{_TEMPORARY}*"):
+        for path in self.path.glob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
         if self.state() == "done":
             for name in (CHECKPOINT, FAILURE):
@@ -204,26 +203,6 @@ def folder_name(name: str) -> str:
         return name
     readable_part = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
     return f"{readable_part}+{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any crash it is there with all of `data`, or is what it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{path.name}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def read_result(folder: Path) -> Result:

@@ -6,7 +6,9 @@ Axis letters, the same in every annotation of the package:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -76,6 +78,9 @@ class Dataset(ABC):
 
     classes: tuple[str, ...]
     manifest: str  # sha256 over everything that decides the samples; part of every fingerprint
+    clusters: tuple[str, ...] | None = None  # which images were taken together (a city); None: each on its own
+    subsets: Mapping[str, tuple[int, ...]] = MappingProxyType({})  # classes of further mean IoUs: miou_NAME
+    published: int | None = None  # images of the published split, where fewer are here
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from segbench.errors import DataError, MissingInput
-from segbench.images import read_image, read_mask, read_pair
+from segbench.images import Labels, read_image, read_mask, read_pair
 from segbench.types import IGNORE
 
 LABELS = np.array([[0, 1, 2, 3], [4, 5, 6, IGNORE], [0, 0, 7, 7]], np.uint8)
@@ -58,7 +58,7 @@ def voc_colours() -> bytes:
 
 
 def test_grey_mask_is_read_as_it_was_written(tmp_path):
-    np.testing.assert_array_equal(read_mask(saved(tmp_path, "m.png", Image.fromarray(LABELS)), 8), LABELS)
+    np.testing.assert_array_equal(read_mask(saved(tmp_path, "m.png", Image.fromarray(LABELS)), Labels.plain(8)), LABELS)
 
 
 @pytest.mark.parametrize("transparent", [False, True])
@@ -67,7 +67,7 @@ def test_palette_mask_is_read_as_indices_and_not_as_colours(tmp_path, transparen
     mask.putpalette(voc_colours())
     mask.save(tmp_path / "m.png", **({"transparency": 0} if transparent else {}))
     assert not np.array_equal(np.array(Image.open(tmp_path / "m.png").convert("L")), LABELS)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", 8), LABELS)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", Labels.plain(8)), LABELS)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -75,7 +75,7 @@ def test_palette_mask_of_few_bits_is_read_as_indices(tmp_path, depth):
     labels = np.arange(2**depth, dtype=np.uint8)[None].repeat(3, 0)
     palette = chunk(b"PLTE", voc_colours()[: 3 * 2**depth])
     path = written(tmp_path, "m.png", png(labels, depth, 3, palette))
-    np.testing.assert_array_equal(read_mask(path, 16), labels)
+    np.testing.assert_array_equal(read_mask(path, Labels.plain(16)), labels)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_mask_of_another_kind_is_refused_by_name(tmp_path, samples, depth, colou
     data = png(np.ones((3, 4, samples), np.uint8), depth, colour)
     Image.open(BytesIO(data)).load()  # a sound file: only its kind is wrong
     with pytest.raises(DataError, match=rf"m\.png: the mask is {name}; expected an 8-bit grey or a palette PNG"):
-        read_mask(written(tmp_path, "m.png", data), 150)
+        read_mask(written(tmp_path, "m.png", data), Labels.plain(150))
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -106,7 +106,7 @@ def test_mask_whose_header_is_not_the_one_that_is_decoded_is_refused(tmp_path, s
     data = data[:8] + (text if samples == 1 else grey) + data[8:]
     Image.open(BytesIO(data)).load()  # PIL minds neither
     with pytest.raises(DataError, match=r"m\.png: a PNG must begin with its only header"):
-        read_mask(written(tmp_path, "m.png", data), 8)
+        read_mask(written(tmp_path, "m.png", data), Labels.plain(8))
 
 
 def test_four_bit_grey_would_have_become_other_classes():
@@ -116,28 +116,28 @@ def test_four_bit_grey_would_have_become_other_classes():
 
 def test_values_that_are_no_class_are_named_and_counted(tmp_path):
     path = saved(tmp_path, "m.png", Image.fromarray(LABELS))
-    with pytest.raises(DataError, match=r"m\.png: the mask holds 6 \(1 px\), 7 \(2 px\); expected class ids 0\.\.5 "):
-        read_mask(path, 6)
+    with pytest.raises(DataError, match=r"m\.png: the mask holds 6 \(1 px\), 7 \(2 px\); expected 0\.\.5 "):
+        read_mask(path, Labels.plain(6))
     with pytest.raises(DataError, match=r"3 \(1 px\), 4 \(1 px\), 5 \(1 px\) and 2 more values"):
-        read_mask(path, 1)
+        read_mask(path, Labels.plain(1))
 
 
 def test_254_is_a_class_of_255_classes_and_255_never_is(tmp_path):
     path = saved(tmp_path, "m.png", Image.fromarray(np.array([[0, 254, 255]], np.uint8)))
-    assert read_mask(path, 255).tolist() == [[0, 254, 255]]
+    assert read_mask(path, Labels.plain(255)).tolist() == [[0, 254, 255]]
     with pytest.raises(DataError, match=r"254 \(1 px\)"):
-        read_mask(path, 254)
+        read_mask(path, Labels.plain(254))
 
 
 def test_jpeg_mask_is_refused_whatever_its_name(tmp_path):
     Image.fromarray(LABELS).save(tmp_path / "m.png", format="JPEG")
     with pytest.raises(DataError, match=r"m\.png: is a JPEG, which changes class ids; expected PNG"):
-        read_mask(tmp_path / "m.png", 8)
+        read_mask(tmp_path / "m.png", Labels.plain(8))
 
 
 def test_mask_with_an_orientation_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"m\.png: the mask has an EXIF orientation"):
-        read_mask(saved(tmp_path, "m.png", Image.fromarray(LABELS), orientation=6), 8)
+        read_mask(saved(tmp_path, "m.png", Image.fromarray(LABELS), orientation=6), Labels.plain(8))
 
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -203,7 +203,7 @@ def pair(folder: Path, image: np.ndarray, mask: np.ndarray, orientation: int | N
 
 
 def test_pair_is_named_after_its_picture(tmp_path):
-    sample = read_pair(*pair(tmp_path, PICTURE, LABELS), 8)
+    sample = read_pair(*pair(tmp_path, PICTURE, LABELS), Labels.plain(8))
     assert sample.name == "i"
     np.testing.assert_array_equal(np.array(sample.image), PICTURE)
     np.testing.assert_array_equal(sample.mask, LABELS)
@@ -211,14 +211,14 @@ def test_pair_is_named_after_its_picture(tmp_path):
 
 def test_mask_of_another_size_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"m\.png: the mask is 3 x 3 \(W x H\), but its image i\.png 4 x 3"):
-        read_pair(*pair(tmp_path, PICTURE, LABELS[:, :3]), 8)
+        read_pair(*pair(tmp_path, PICTURE, LABELS[:, :3]), Labels.plain(8))
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_picture_is_turned_exactly_if_only_then_the_mask_fits(tmp_path, orientation):
-    stored = read_pair(*pair(tmp_path, PICTURE, LABELS, orientation), 8)
+    stored = read_pair(*pair(tmp_path, PICTURE, LABELS, orientation), Labels.plain(8))
     np.testing.assert_array_equal(np.array(stored.image), PICTURE)
-    turned = read_pair(*pair(tmp_path, PICTURE, LABELS.T, orientation), 8)
+    turned = read_pair(*pair(tmp_path, PICTURE, LABELS.T, orientation), Labels.plain(8))
     np.testing.assert_array_equal(np.array(turned.image), np.array(read_image(tmp_path / "i.png")))
     np.testing.assert_array_equal(turned.mask, LABELS.T)
     assert turned.image.size == (3, 4)
@@ -230,7 +230,7 @@ def test_picture_is_turned_exactly_if_only_then_the_mask_fits(tmp_path, orientat
 def test_picture_that_may_be_turned_either_way_is_refused(tmp_path, orientation, shape):
     picture, mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
     with pytest.raises(DataError, match=rf"i\.png: EXIF orientation {orientation} turns the picture within"):
-        read_pair(*pair(tmp_path, picture, mask, orientation), 8)
+        read_pair(*pair(tmp_path, picture, mask, orientation), Labels.plain(8))
 
 
 # ----------------------------------------------------------------------------------------------------- unsound files
@@ -272,7 +272,9 @@ def test_mask_with_any_one_bit_flipped_is_refused_or_read_as_it_was(tmp_path, le
         damaged = bytearray(sound)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            np.testing.assert_array_equal(read_mask(written(tmp_path, "m.png", bytes(damaged)), 8), LABELS)
+            np.testing.assert_array_equal(
+                read_mask(written(tmp_path, "m.png", bytes(damaged)), Labels.plain(8)), LABELS
+            )
         except DataError:
             refused += 1
     assert refused > 0.8 * 8 * len(sound)  # what is read as it was lies behind the pixels
@@ -283,7 +285,7 @@ def test_mask_cut_anywhere_is_refused_or_read_as_it_was(tmp_path):
     for kept in range(len(sound)):
         path = written(tmp_path, "m.png", sound[:kept])
         try:
-            np.testing.assert_array_equal(read_mask(path, 8), LABELS)
+            np.testing.assert_array_equal(read_mask(path, Labels.plain(8)), LABELS)
         except DataError:
             continue
         assert kept >= len(sound) - len(chunk(b"IEND"))  # every pixel and its checksum are there

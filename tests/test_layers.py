@@ -20,9 +20,10 @@ LAYERS = (  # from the faces down; a module imports from its own layer and from 
     ("adapters",),
     ("kernels",),
     ("attention", "metrics", "data", "images", "geometry", "stats"),
-    ("specs", "library", "registry", "strict_yaml", "records", "types", "errors"),
+    ("specs", "library", "registry", "strict_yaml", "records", "types", "files", "errors"),
 )
 LIGHT = ("errors", "types", "records", "registry", "strict_yaml", "specs", "library", "images", "geometry", "stats")
+LIGHT += ("files",)
 LIGHT += ("store", "cli", "runner", "progress", "doctor", "adapters.weights", "data", "metrics", "leaderboard", "plots")
 LIGHT += ("kinds",)
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

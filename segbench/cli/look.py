@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segbench import registry
-from segbench.cli.options import Include, Json, library
+from segbench.cli.options import Data, Include, Json, library
 from segbench.cli.say import INCOMPLETE, OK, as_columns, as_json, as_yaml, say
 
 if TYPE_CHECKING:
@@ -25,19 +25,20 @@ def show(
     what: Annotated[Literal["model", "task"], typer.Argument()],
     name: str,
     include: Include = None,
+    data: Data = None,
     json: Json = False,
 ) -> None:
     """Print a model card or a task, defaults filled in."""
-    specs = library(include)
+    specs = library(include, data)
     spec = specs.model(name) if what == "model" else specs.task(name)
     print(as_json(spec.resolved()) if json else as_yaml(spec.resolved()), end="\n" if json else "")
 
 
-def doctor(include: Include = None, json: Json = False) -> None:
+def doctor(include: Include = None, data: Data = None, json: Json = False) -> None:
     """Look at what is installed and found here."""
     from segbench.doctor import examine
 
-    findings = examine(library(include))
+    findings = examine(library(include, data))
     problems = [one for one in findings if one.problem]
     if json:
         print(as_json([{key: value for key, value in asdict(one).items() if value is not None} for one in findings]))

@@ -32,14 +32,18 @@ Preprocess = Annotated[
     typer.Option(metavar="HOW", help="how an image is laid on the model's square: squash, pad, crop, native"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Seed = Annotated[str, typer.Option(help="of the probes: 0, or several as 0,1,2")]
+Seed = Annotated[str | None, typer.Option(metavar="N,...", help="of the probes, as 0,1,2, if not those of the task")]
 Output = Annotated[Path, typer.Option(file_okay=False, help="folder of the cells, the leaderboard and its figures")]
+Data = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, envvar="SEGBENCH_DATA", help="folder of the published data sets"),
+]
 Figures = Annotated[bool, typer.Option(help="draw the pictures (needs matplotlib)")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="tell every cell, its state and its cost; measure nothing")]
 Json = Annotated[bool, typer.Option("--json", help="data as JSON")]
 
 
-def library(include: Sequence[Path] | None) -> "Library":
+def library(include: Sequence[Path] | None, data: Path | None = None) -> "Library":
     """All specs; the folders of the user's own can be imported from."""
     from segbench.library import Library
 
@@ -47,7 +51,7 @@ def library(include: Sequence[Path] | None) -> "Library":
         folder = str((path if path.is_dir() else path.parent).resolve())
         if folder not in sys.path:
             sys.path.append(folder)  # behind everything installed: a data.py there shadows nothing
-    return Library(tuple(include or ()))
+    return Library(tuple(include or ()), data)
 
 
 def overridden(text: str | None, weights: Path | None, preprocess: str | None) -> dict[str, Any]:

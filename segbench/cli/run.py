@@ -12,6 +12,7 @@ from segbench import registry
 from segbench.cli import board
 from segbench.cli.options import (
     RUNS,
+    Data,
     Device,
     DryRun,
     Figures,
@@ -30,6 +31,7 @@ from segbench.cli.say import INCOMPLETE, INTERRUPTED, OK, as_columns, as_json, s
 from segbench.errors import SpecError, Stopped
 
 if TYPE_CHECKING:
+    from segbench.library import Library
     from segbench.runner import Item, Options, Outcome
     from segbench.store import Result
 
@@ -47,9 +49,10 @@ def run(
     batch_size: BatchSize = 32,
     examples: Examples = 4,
     device: Device = "auto",
-    seed: Seed = "0",
+    seed: Seed = None,
     output: Output = RUNS,
     include: Include = None,
+    data: Data = None,
     weights: Weights = None,
     preprocess: Preprocess = None,
     model_args: ModelArgs = None,
@@ -62,14 +65,15 @@ def run(
 
     options = Options(limit, _seeds(seed), batch_size, examples, device)
     overrides = overridden(model_args, weights, preprocess)
-    asked = _Asked(model, tasks, options, output, tuple(include or ()), overrides, weights is not None, figures, json)
+    specs = library(include, data)
+    asked = _Asked(model, tasks, options, output, specs, overrides, weights is not None, figures, json)
     raise typer.Exit(_dry_run(asked) if dry_run else _run(asked))
 
 
 def demo(
     limit: Limit = None,
     device: Device = "auto",
-    seed: Seed = "0",
+    seed: Seed = None,
     output: Output = RUNS / "demo",
     figures: Figures = True,
     dry_run: DryRun = False,
@@ -88,7 +92,7 @@ class _Asked:
     tasks: str
     options: "Options"
     output: Path
-    include: tuple[Path, ...]
+    specs: "Library"
     overrides: Mapping[str, Any]
     one_model: bool  # --weights are one model's
     figures: bool
@@ -100,7 +104,7 @@ def _plan(asked: _Asked) -> "tuple[Item, ...]":
     from segbench.specs import together
     from segbench.store import Store
 
-    specs = library(asked.include)
+    specs = asked.specs
     models, tasks = together(
         lambda: specs.models(asked.model, asked.overrides or None), lambda: specs.tasks(asked.tasks)
     )
@@ -228,7 +232,9 @@ def _own(results: "Sequence[Result]", finished: "Sequence[Result]") -> str:
     return "\n".join(parts)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:

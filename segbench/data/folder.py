@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeGuard
 from pydantic import Field
 
 from segbench.errors import DataError, MissingInput
-from segbench.images import read_pair
+from segbench.images import Labels, read_pair
 from segbench.specs import Spec
 from segbench.types import IGNORE, Dataset, Sample
 
@@ -55,7 +55,7 @@ class _Files:
 
 class _Folder(Dataset):
     def __init__(self, classes: tuple[str, ...], files: Sequence[_Files]) -> None:
-        self.classes = classes
+        self.classes, self.labels = classes, Labels.plain(len(classes))
         self.files = files
 
     @cached_property
@@ -73,7 +73,7 @@ class _Folder(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.files[index]
-        return read_pair(pair.image, pair.mask, len(self.classes))
+        return read_pair(pair.image, pair.mask, self.labels)
 
 
 def _classes(path: Path) -> tuple[str, ...]:

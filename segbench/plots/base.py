@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from segbench.store import Result, folder_name, write_whole
+from segbench.files import write_whole
+from segbench.store import Result, folder_name
 from segbench.types import IGNORE, Interval, Site
 
 if TYPE_CHECKING:

@@ -247,5 +247,5 @@ def test_mask_in_numbers_from_one_is_refused_where_the_last_class_is_none(data):
     path = data / "masks" / "b.2.png"
     mask = np.array(Image.open(path))
     Image.fromarray(np.where(mask == IGNORE, 0, mask + 1).astype(np.uint8)).save(path)
-    with pytest.raises(DataError, match=r"the mask holds 4 \(\d+ px\); expected class ids 0\.\.3 and 255"):
+    with pytest.raises(DataError, match=r"the mask holds 4 \(\d+ px\); expected 0\.\.3 and 255"):
         loaded(data)[1]
