@@ -50,6 +50,17 @@ def crop(grid: tuple[int, int], image: tuple[int, int], side: int) -> GridMap:
     return GridMap(grid, image, scale, shift, seen)
 
 
+def between(grid_map: GridMap, axis: Axis) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The grid row (or column) before every pixel row (or column), and how far on the way to the next it lies (0..1).
+
+    Never the last one, unless the grid has but one.
+    """
+    patches = grid_map.grid[axis]
+    at = grid_map.coordinates(axis).clip(0, patches - 1)
+    low = np.floor(at).astype(np.int64).clip(0, max(patches - 2, 0))
+    return low, at - low
+
+
 def upsampling(grid_map: GridMap, axis: Axis) -> Float[np.ndarray, "n g"]:
     """Bilinear weights of every pixel row (or column) over the rows (or columns) of the grid; each row sums to 1.
 
@@ -57,13 +68,11 @@ def upsampling(grid_map: GridMap, axis: Axis) -> Float[np.ndarray, "n g"]:
     border's value: they are masked out, never zeroed. `upsampling(m, 0) @ logits @ upsampling(m, 1).T` are the logits
     of one class at original resolution.
     """
-    patches = grid_map.grid[axis]
-    at = grid_map.coordinates(axis).clip(0, patches - 1)
-    low = np.floor(at).astype(np.int64).clip(0, max(patches - 2, 0))
-    pixel = np.arange(len(at))
-    weights = np.zeros((len(at), patches))
-    weights[pixel, low] = 1 - (at - low)
-    weights[pixel, np.minimum(low + 1, patches - 1)] += at - low
+    low, share = between(grid_map, axis)
+    patches, pixel = grid_map.grid[axis], np.arange(len(low))
+    weights = np.zeros((len(low), patches))
+    weights[pixel, low] = 1 - share
+    weights[pixel, np.minimum(low + 1, patches - 1)] += share
     return weights
 
 
