@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int32, Int64, Integer
 from torch import Tensor, nn
 
 from segbench.adapters.base import Features
 from segbench.errors import CellError
 from segbench.features import FeatureSource, Indices
-from segbench.kernels import Target, upsampled_argmax, upsampled_counts, upsampled_cross_entropy
+from segbench.kernels import LIMIT, Target, upsampled_argmax, upsampled_counts, upsampled_cross_entropy
 from segbench.types import Site
 
 Arrays = dict[str, np.ndarray]
@@ -202,18 +203,52 @@ class Best:
         return {name.removeprefix("probe."): a for name, a in self.arrays.items() if name.startswith("probe.")}
 
 
+class Counted(NamedTuple):
+    """What a bank says of a split, in pixels."""
+
+    images: Int32[np.ndarray, "l n k 3"]  # hit, truth and predicted, per site, image and class
+    confusion: Int64[np.ndarray, "l k k"]  # by [truth, prediction], over all images
+
+
 @torch.no_grad()
+def evaluate(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Counted:
+    """Every probe's predictions at original resolution, counted; CellError, naming the site, for one that diverged."""
+    sites, classes, device = len(bank.sites), bank.classes, bank.means[0].device
+    confusion = torch.zeros(sites, classes, classes, dtype=torch.int64, device=device)
+    images = []
+    for logits, target in _logits(bank, source, indices):
+        images.append(upsampled_counts(logits, target, confusion).int())
+    counted = Counted(torch.stack(images, 1).cpu().numpy(), confusion.cpu().numpy())
+    assert (counted.confusion.sum(2) == counted.images[..., 1].sum(1)).all()
+    assert (counted.confusion.sum(1) == counted.images[..., 2].sum(1)).all()
+    return counted
+
+
+def count(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Int32[np.ndarray, "l n k 3"]:
+    """Pixels as (hit, truth, predicted) per site, image and class."""
+    return evaluate(bank, source, indices).images
+
+
 def predictions(
     bank: ProbeBank, source: FeatureSource, indices: Indices
-) -> Iterator[tuple[UInt8[Tensor, "l H W"], Target]]:
+) -> Iterator[tuple[Integer[Tensor, "l H W"], Target]]:
     """Predicted class of every pixel at original resolution, for each site and image in turn."""
+    for logits, target in _logits(bank, source, indices):
+        yield upsampled_argmax(logits, target), target
+
+
+@torch.no_grad()
+def _logits(
+    bank: ProbeBank, source: FeatureSource, indices: Indices
+) -> Iterator[tuple[Float[Tensor, "l t k"], Target]]:
+    """Logits on the patch grid, image by image; CellError where they have no argmax."""
     for features, targets in source.read(indices):
         logits = bank(features)
+        for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
+            if not largest <= LIMIT:  # nor is NaN
+                raise CellError(
+                    f"the probe at {site} diverged: its largest logit is {largest:.3g}; "
+                    "try a smaller protocol.lr or protocol.norm: standardize"
+                )
         for row, target in enumerate(targets):
-            yield upsampled_argmax(logits[:, row], target), target
-
-
-def count(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Int[np.ndarray, "l n k 3"]:
-    """Pixels as (hit, truth, predicted) per site, image and class."""
-    rows = [upsampled_counts(pixels, target, bank.classes) for pixels, target in predictions(bank, source, indices)]
-    return torch.stack(rows, 1).cpu().numpy().astype(np.int32)
+            yield logits[:, row], target

@@ -63,7 +63,7 @@ def test_features_are_of_the_image_that_was_asked_for(adapter, dataset):
     ],
 )
 def test_auto_holds_what_needs_a_quarter_of_the_free_memory(adapter, dataset, monkeypatch, policy, free, made):
-    of_an_image = 36 * (32 + 48) * 4 + 48 * 60 * (8 + 1)  # features in float32; labels and their validity
+    of_an_image = 36 * (32 + 48) * 4 + 48 * 60 * (2 + 1)  # features in float32; labels in int16 and their validity
     monkeypatch.setattr(features, "_memory_at_hand", lambda device: free * 5 * of_an_image)
     source = features.source(adapter, dataset, SITES, 2, policy, lambda images: None)
     assert type(source) is made

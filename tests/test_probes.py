@@ -68,7 +68,7 @@ def test_one_step_is_adamw_on_the_mean_over_the_valid_pixels_of_the_whole_batch(
     probes.Trainer(made, source, range(4), schedule).epoch(0, lambda images: None)
     ((features, targets),) = Planted(images=4, batch_size=4).read(range(4))
     optimiser = torch.optim.AdamW(plain.linears.parameters(), lr=0.05, weight_decay=0.0)
-    truth = torch.stack([target.labels.where(target.valid, IGNORE) for target in targets])
+    truth = torch.stack([target.labels.where(target.valid, IGNORE) for target in targets]).long()
     for site, logits in zip(SITES, plain(features), strict=True):
         picture = logits.unflatten(1, GRID).permute(0, 3, 1, 2)
         pixels = F.interpolate(picture, (12, 16), mode="bilinear", align_corners=False)

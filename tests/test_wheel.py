@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     """A wheel of a copy of the project in which somebody has trained, with stand-ins for large weights."""
     copy = tmp_path_factory.mktemp("project")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CHANGELOG.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CHANGELOG.md", "hatch_build.py"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
     for folder in ("segbench", "tasks", "models"):
         for path in (ROOT / folder).rglob("*"):

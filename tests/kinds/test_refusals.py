@@ -23,7 +23,10 @@ TASKS = {
     "no-probe": ("kind: starvation\nprobes: few\nsite: llm.2\n", "few has no probe at llm.2; it has encoder"),
     "few2": FEW.replace("[encoder]", "[adapter, llm.1]"),
     "no-site": (FEW.replace("encoder", "llm.9"), "no site llm.9; this model has encoder, adapter, llm.1,"),
-    "diverges": (FEW.replace("epochs: 1", "epochs: 3, batch: 8, lr: 1e37"), "probe at encoder diverged in epoch 2 (st"),
+    "diverges": (
+        FEW.replace("epochs: 1", "epochs: 3, batch: 8, lr: 1e37"),
+        "probe at encoder diverged: its largest logit is",
+    ),
     "held-out": (
         FEW.replace("train: 8", "train: 1").replace("epochs: 1", "selection: train_holdout"),
         "1 training image(s) leave none to train on",
