@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from segbench import geometry
 from segbench.adapters.base import Adapter, Features
 from segbench.errors import DataError
 from segbench.kernels import Target
-from segbench.types import IGNORE, Dataset, Sample, Site
+from segbench.types import IGNORE, Dataset, GridMap, Sample, Site
 
 Policy = Literal["auto", "stream", "memory"]
 Indices = Sequence[int] | Int[np.ndarray, " n"]
@@ -39,20 +40,38 @@ class FeatureSource(ABC):
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         """The images in this order, in micro-batches of b >= 1 images; features are [b, t, d] per site."""
 
+    @abstractmethod
+    def target(self, index: int) -> Target:
+        """The ground truth of one image, without its features."""
+
 
 class Streamed(FeatureSource):
-    """Every read is a forward pass; nothing is kept."""
+    """Every read is a forward pass; nothing is kept.
 
-    def __init__(self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int) -> None:
+    `at_model` gives the ground truth at the resolution of what the model sees, in place of its own.
+    """
+
+    def __init__(
+        self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int, at_model: bool = False
+    ) -> None:
         self.adapter, self.dataset, self.sites, self.batch_size = adapter, dataset, tuple(sites), batch_size
+        self.at_model = at_model
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
             samples = [checked(self.dataset, int(index)) for index in indices[start : start + self.batch_size]]
             for batch in self.adapter.batches(samples):  # one, unless the model gives images grids of their own
                 features = self.adapter.read(batch, self.sites)
-                pairs = zip(batch.grids, batch.masks, strict=True)
-                yield features, [Target.of(grid_map, mask, self.adapter.device) for grid_map, mask in pairs]
+                yield features, list(map(self._target, batch.grids, batch.masks))
+
+    def target(self, index: int) -> Target:
+        sample = checked(self.dataset, index)
+        return self._target(self.adapter.grid_map((sample.image.height, sample.image.width)), sample.mask)
+
+    def _target(self, grid_map: GridMap, mask: UInt8[np.ndarray, "H W"]) -> Target:
+        if self.at_model:
+            mask, grid_map = geometry.at_model(mask, grid_map, self.adapter.patch_pixels)
+        return Target.of(grid_map, mask, self.adapter.device)
 
 
 class Held(FeatureSource):
@@ -75,6 +94,9 @@ class Held(FeatureSource):
                 some = list(alike)
                 stacked = {site: torch.stack([self._features[i][site] for i in some]) for site in self.sites}
                 yield stacked, [self._targets[i] for i in some]
+
+    def target(self, index: int) -> Target:
+        return self._targets[index]
 
 
 def source(

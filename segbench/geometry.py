@@ -102,6 +102,25 @@ def patch_index(grid_map: GridMap) -> Int[np.ndarray, "H W"]:
     return np.where(inside, rows * grid_map.grid[1] + columns, -1)
 
 
+def at_model(
+    mask: UInt8[np.ndarray, "H W"], grid_map: GridMap, pixels: float
+) -> tuple[UInt8[np.ndarray, "H2 W2"], GridMap]:
+    """The ground truth as the model sees it, `pixels` along a patch's edge, and the grid map of that picture.
+
+    Nearest pixels: class ids are never mixed. IGNORE where the picture shows nothing of the image (padding).
+    """
+    _check_size(mask, grid_map)
+    frame = (round(grid_map.grid[0] * pixels), round(grid_map.grid[1] * pixels))
+    seen, at = grid_map.seen, []
+    for axis in (0, 1):
+        patches = (np.arange(frame[axis]) + 0.5) * grid_map.grid[axis] / frame[axis]
+        nearest = np.floor((patches - grid_map.shift[axis]) / grid_map.scale[axis]).astype(np.int64)
+        at.append(np.where((nearest >= seen[axis]) & (nearest < seen[axis + 2]), nearest, -1))
+    rows, columns = at[0][:, None], at[1][None, :]
+    shown = np.where((rows >= 0) & (columns >= 0), mask[rows, columns], np.uint8(IGNORE))
+    return shown, GridMap.squash(grid_map.grid, frame)
+
+
 def patch_labels(mask: UInt8[np.ndarray, "H W"], grid_map: GridMap, classes: int) -> Int[np.ndarray, " t"]:
     """Ground truth of every patch: the commonest class among its pixels, IGNORE if none of them is labelled.
 

@@ -3,7 +3,7 @@
     OUT/<model>/<task>/<fingerprint[:16]>/
         cell.json             the finished cell: its header, facts and measures, and the sha256 of every other file
         NAME.safetensors      arrays
-        checkpoint.*          while the cell is computed
+        checkpoint*           while the cell is computed
         provenance.json       when, where and how long; the only file that differs between equal runs
         failure.txt           the last crash
 
@@ -31,7 +31,7 @@ from segbench.records import Record, canonical, digest, measure, measure_facts, 
 from segbench.types import Measure
 
 CELL = "cell.json"
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = "checkpoint*.safetensors"
 FAILURE = "failure.txt"
 PROVENANCE = "provenance.json"
 
@@ -115,7 +115,7 @@ class Cell:
     def state(self) -> Literal["done", "started", "absent"]:
         if (self.path / CELL).exists():
             return "done"
-        return "started" if (self.path / CHECKPOINT).exists() else "absent"
+        return "started" if any(self.path.glob(CHECKPOINTS)) else "absent"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -133,7 +133,7 @@ class Cell:
 
     def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays of the finished cell, in one file that is written whole."""
-        if not _ARRAYS_NAME.fullmatch(name) or name == "checkpoint":
+        if not _ARRAYS_NAME.fullmatch(name) or name.startswith("checkpoint"):
             raise CellError(f"{name!r} cannot name a file of arrays; expected lower case letters, digits, _ and -")
         write_whole(self.path / f"{name}.safetensors", _packed(arrays, {}))
 
@@ -141,16 +141,16 @@ class Cell:
         """What `save_arrays` kept; StoreError when it is damaged or not there."""
         return _load_arrays(self.path / f"{name}.safetensors")[0]
 
-    def save_checkpoint(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Keep the state of an unfinished cell, in place of the one before."""
-        write_whole(self.path / CHECKPOINT, _packed(arrays, facts))
+    def save_checkpoint(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], part: str = "") -> None:
+        """Keep the state of an unfinished cell, or of a part of it, in place of the one before."""
+        write_whole(self._checkpoint(part), _packed(arrays, facts))
 
-    def load_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    def load_checkpoint(self, part: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The last checkpoint; a damaged one is set aside and None is returned, as if there had been none."""
-        if not (self.path / CHECKPOINT).exists():
+        if not self._checkpoint(part).exists():
             return None
         try:
-            return _load_arrays(self.path / CHECKPOINT)
+            return _load_arrays(self._checkpoint(part))
         except StoreError as error:
             _log.warning("%s; starting from the beginning", error)
             return None
@@ -165,7 +165,7 @@ class Cell:
         files = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.path.glob("*.safetensors"))
-            if path.name != CHECKPOINT
+            if not path.match(CHECKPOINTS)
         }
         names = {"model": self.model, "task": self.task, "fingerprint": self.fingerprint}
         given = {key: value for key, value in header.items() if value is not None}
@@ -190,8 +190,11 @@ class Cell:
         for path in self.path.glob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
         if self.state() == "done":
-            for name in (CHECKPOINT, FAILURE):
-                (self.path / name).unlink(missing_ok=True)
+            for path in (*self.path.glob(CHECKPOINTS), self.path / FAILURE):
+                path.unlink(missing_ok=True)
+
+    def _checkpoint(self, part: str) -> Path:
+        return self.path / CHECKPOINTS.replace("*", f"-{part}" if part else "")
 
 
 def folder_name(name: str) -> str:

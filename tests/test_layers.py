@@ -15,7 +15,7 @@ LAYERS = (  # from the faces down; a module imports from its own layer and from 
     ("cli", "__main__"),
     ("runner", "progress", "doctor", "leaderboard", "plots", "training", "convert"),
     ("kinds",),
-    ("probes",),
+    ("probes", "controls"),
     ("features", "store"),
     ("adapters",),
     ("kernels",),

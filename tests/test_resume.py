@@ -10,7 +10,7 @@ import pytest
 import tiny_runs
 
 from segbench.errors import Stopped
-from segbench.store import CHECKPOINT
+from segbench.store import CHECKPOINTS
 
 LONG = tiny_runs.PROBE.replace("epochs: 4", "epochs: 30, selection: train_holdout, norm: standardize")
 TASKS = {"probe": LONG, "starvation": "kind: starvation\nprobes: probe\nsite: peak\n"}
@@ -41,7 +41,7 @@ def test_killed_in_the_middle_of_training_and_run_again_gives_the_same_bytes(tmp
     whole = subprocess.Popen(command(lab, tmp_path / "whole"), **quiet)
     killed = subprocess.Popen(command(lab, tmp_path / "killed"), **quiet)
     deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").rglob(CHECKPOINT)):
+    while not list((tmp_path / "killed").rglob(CHECKPOINTS)):
         assert killed.poll() is None, "it ended before it wrote a checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -66,7 +66,7 @@ def test_stopped_in_any_epoch_and_run_again_gives_the_same_bytes(tmp_path, epoch
     tiny_runs.measure(lab, "probe", tmp_path / "whole")
     with pytest.raises(Stopped):
         tiny_runs.measure(lab, "probe", tmp_path / "stopped", watcher=StopsInEpoch(epoch))
-    checkpoints = list((tmp_path / "stopped").rglob(CHECKPOINT))
+    checkpoints = list((tmp_path / "stopped").rglob(CHECKPOINTS))
     assert len(checkpoints) == (epoch > 1)
     tiny_runs.measure(lab, "probe", tmp_path / "stopped")
     assert tiny_runs.contents(tmp_path / "stopped") == tiny_runs.contents(tmp_path / "whole")

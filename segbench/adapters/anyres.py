@@ -72,6 +72,10 @@ class Anyres(Layout):
         framing = Framing.of(found.spec.preprocess, processor, found.spec.resolution or side)
         return cls(framing, found.spec.view, side, patch, cut, most)
 
+    @property
+    def patch_pixels(self) -> float:
+        return self.patch
+
     def place(self, picture: Size) -> Placement:
         edge = self.side // self.patch
         base = edge * edge

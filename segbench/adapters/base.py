@@ -123,6 +123,11 @@ class Adapter:
         """Where the patches lie on an image of H x W pixels."""
         return self.layout.grid_map(image)
 
+    @property
+    def patch_pixels(self) -> float:
+        """Model pixels along a patch's edge: what the resolution of the model is, where an image has one grid."""
+        return self.layout.patch_pixels
+
     def attention(self) -> AbstractContextManager[None]:
         """The spec's attention for calls of the transformers model itself, `generate()` among them."""
         if self.spec.attention == "bidirectional":

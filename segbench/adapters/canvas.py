@@ -62,6 +62,10 @@ class Canvas(Layout):
         """(h, w) whole patches; what is left of the canvas at the bottom and right is seen by none (SigLIP 384/14)."""
         return self.canvas[0] // self.patch, self.canvas[1] // self.patch
 
+    @property
+    def patch_pixels(self) -> float:
+        return self.patch
+
     def place(self, picture: Size) -> Placement:
         square = (max(picture), max(picture)) if self.pads else picture
         resized = self.size

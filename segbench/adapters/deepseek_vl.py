@@ -76,6 +76,10 @@ class Padded(Layout):
         framing = Framing(spec.preprocess, (red, green, blue), side)
         return cls(framing, side, int(stated["min_size"]), patch, edge, len(towers))
 
+    @property
+    def patch_pixels(self) -> float:
+        return self.patch
+
     def place(self, picture: Size) -> Placement:
         ratio = self.side / max(picture)
         scale, shift = [], []

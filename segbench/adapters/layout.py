@@ -107,6 +107,11 @@ class Layout(ABC):
     framing: Framing
     arguments: Mapping[str, Any]
 
+    @property
+    @abstractmethod
+    def patch_pixels(self) -> float:
+        """Model pixels along a patch's edge."""
+
     @abstractmethod
     def place(self, picture: Size) -> Placement:
         """The patches of a picture of this size; ModelError if the family's arithmetic cannot place it."""

@@ -90,6 +90,10 @@ class Dynamic(Layout):
         framing = Framing.of(spec.preprocess, processor, side)
         return cls(framing, arguments, token, vision["spatial_merge_size"], window, limits)
 
+    @property
+    def patch_pixels(self) -> float:
+        return self.token
+
     def place(self, picture: Size) -> Placement:
         height, width = picture
         try:

@@ -29,6 +29,10 @@ class Traced(Layout):
     arguments: Mapping[str, Any]
     found: Placement
 
+    @property
+    def patch_pixels(self) -> float:
+        return (self.framing.side or 0) / self.found.grid[0]
+
     def place(self, picture: Size) -> Placement:
         if picture != (self.framing.side, self.framing.side):
             raise ModelError(f"a picture of {picture[0]} x {picture[1]} pixels; this layout is for {self.framing.side}")

@@ -1,8 +1,8 @@
 """Layerwise probing: how well can a linear map read the classes at each site? (paper A.2, Table 2)"""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -11,35 +11,24 @@ from pydantic import Field
 from segbench import stats
 from segbench.errors import CellError, DataError, SpecError
 from segbench.geometry import coverage
+from segbench.kinds._fitting import Fitting, Protocol, fit
 from segbench.kinds.base import Job, SiteName
 from segbench.metrics import oracle
-from segbench.specs import DataSpec, Spec
-from segbench.store import Cell
+from segbench.specs import DataSpec, Spec, Split
 from segbench.types import Dataset, Measure, Site
+
+METRICS = {  # mean IoUs of counts that are kept beside those of the chosen epoch
+    "last": "miou_last",
+    "val_best": "miou_val_best",
+    "at_model": "miou@model",
+    "shuffled": "shuffled_miou",
+    "position": "position_miou",
+}
 
 if TYPE_CHECKING:
     from segbench.adapters.base import Adapter
     from segbench.features import FeatureSource
-    from segbench.probes import Best, ProbeBank, Trainer
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-HOLDOUT = 10  # selection: train_holdout keeps every tenth training image out of the training
-
-
-class Protocol(Spec):
-    """How the probes are trained. The defaults are the paper's (A.2); what A.2 leaves open is named here too."""
-
-    epochs: int = Field(default=20, ge=1)
-    batch: int = Field(default=64, ge=1, description="images per optimiser step, whatever fits into memory at once")
-    lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
-    power: float = Field(default=0.9, ge=0, description="of the polynomial decay of lr, taken per step")
-    bias: bool = True
-    init: Literal["uniform", "zeros"] = "uniform"
-    norm: Literal["none", "standardize"] = "none"
-    selection: Literal["val_best", "last", "train_holdout"] = "val_best"
+    from segbench.probes import ProbeBank
 
 
 class Params(Spec):
@@ -49,6 +38,9 @@ class Params(Spec):
     protocol: Protocol = Protocol()
     sites: tuple[SiteName, ...] | None = Field(default=None, description="all residuals of the model when left out")
     features: Literal["auto", "stream", "memory"] = "auto"
+    shuffled: bool = Field(default=False, description="also probe every site for the labels of other images: chance")
+    position: bool = Field(default=False, description="also probe the places of patches alone, without the model")
+    at_model: bool = Field(default=False, description="also count at the model's own resolution: miou@model")
 
 
 def requires(params: Params) -> tuple[str, ...]:
@@ -60,8 +52,8 @@ def run(job: Job) -> Iterator[Measure]:
     """Train one probe per site on the training split, evaluate after each epoch, yield the numbers of the chosen epoch.
 
     Arrays: `counts` (int32 [l, n, k, 3]: hit, truth and predicted pixels, at the chosen epoch, the last and the best
-    on val), `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps at original
-    resolution).
+    on val, and of the controls), `confusion` (int64 [l, k, k]: pixels by truth and prediction, summed over val),
+    `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps at original resolution).
     Raises CellError when a probe diverges or when no pixel can be counted.
     """
     from segbench import features, probes
@@ -76,14 +68,21 @@ def run(job: Job) -> Iterator[Measure]:
     ceiling = _ceiling(job, val)
     if not ceiling.seen:
         raise CellError("no labelled pixel of the val split is seen by the model")
-    kept = _fit(job, sites, sources[0], sources[1])
+    widths = {site: job.adapter.widths[site] for site in sites}
+    main = Fitting(widths, sources[0], sources[1], params.protocol, job.seed, job.adapter.device, job.cell)
+    kept = fit(main, _Tally(job, main.work, "training"))
     chosen, last = kept[params.protocol.selection], kept["last"]
 
-    counts = chosen.arrays["counts"]
-    other = {name: kept[name].arrays["counts"] for name in ("last", "val_best")}
-    job.cell.save_arrays("counts", {"best": counts, **other})
-    job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
+    counts = {"best": chosen.arrays["counts"]} | {name: kept[name].arrays["counts"] for name in ("last", "val_best")}
+    for name, control in _controls(job, main, ceiling.grids).items():
+        best = fit(control, _Tally(job, control.work, f"control: {name}"))
+        counts[name] = best[params.protocol.selection].arrays["counts"]
     bank = probes.ProbeBank.load(chosen.probes, sites, job.adapter.device)
+    if params.at_model:
+        counts["at_model"] = probes.count(bank, _at_model(job, val, sites), range(len(val)))
+    job.cell.save_arrays("counts", counts)
+    job.cell.save_arrays("confusion", {"best": probes.evaluate(bank, sources[1], range(len(val))).confusion})
+    job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
     job.cell.save_arrays("examples", _examples(bank, sources[1], job.examples))
     best_epochs = zip(sites, chosen.arrays["epoch"].tolist(), strict=True)
     job.cell.about(
@@ -96,11 +95,48 @@ def run(job: Job) -> Iterator[Measure]:
             "train_images": len(train),
         }
         | ({"grid": list(ceiling.grids[0])} if len(ceiling.grids) == 1 else {})
+        | ({"clusters": list(val.clusters)} if val.clusters else {})
+        | _partial(params.data)
     )
     yield Measure("coverage", 100 * ceiling.seen / ceiling.labelled, "%", len(val))
-    yield Measure("classes_present", int((counts[0, ..., 1].sum(0) > 0).sum()), "count", len(val))
+    yield Measure("classes_present", int((counts["best"][0, ..., 1].sum(0) > 0).sum()), "count", len(val))
     yield Measure("oracle_miou", float(stats.miou(ceiling.counts)), "%", len(val))
-    yield from _measures(sites, counts, other)
+    yield from _measures(sites, counts, stats.Units.among(len(val), val.clusters), val.subsets)
+
+
+def _controls(job: Job, main: Fitting, grids: Sequence[tuple[int, int]]) -> dict[str, Fitting]:
+    """What the task asks for beside the curve, trained in the same way; CellError where images differ in their grids."""
+    from segbench import controls
+
+    params: Params = job.params
+    found = {}
+    if params.shuffled:
+        shuffled = controls.Shuffled(main.train, job.seed)
+        found["shuffled"] = replace(main, train=shuffled, part="shuffled")
+    if params.position:
+        if len(grids) > 1:
+            raise CellError("position: the images of this model have grids of their own; use `preprocess: squash`")
+        train, val = (controls.Position(one, grids[0], main.device) for one in (main.train, main.val))
+        widths = {controls.PLACE: grids[0][0] * grids[0][1]}
+        found["position"] = replace(main, widths=widths, train=train, val=val, part="position")
+    return found
+
+
+def _at_model(job: Job, val: Dataset, sites: Sequence[Site]) -> "FeatureSource":
+    """The val split with its ground truth at the resolution of what the model sees."""
+    from segbench.features import Streamed
+
+    return Streamed(job.adapter, val, sites, job.batch_size, at_model=True)
+
+
+def _partial(data: DataSpec) -> dict[str, Any]:
+    """How much of a published data set there is, where it is not all of it."""
+    parts = {}
+    for split in get_args(Split):
+        whole = data.load(split)
+        if whole.published:
+            parts[split] = {"images": len(whole), "published": whole.published}
+    return {"partial": parts} if parts else {}
 
 
 @dataclass(frozen=True)
@@ -134,8 +170,8 @@ def _ceiling(job: Job, val: Dataset) -> _Ceiling:
 class _Tally:
     """Adds up images of one stretch of work and passes them on."""
 
-    def __init__(self, job: Job, total: int, what: str, done: int = 0) -> None:
-        self.job, self.total, self.what, self.done = job, total, what, done
+    def __init__(self, job: Job, total: int, what: str) -> None:
+        self.job, self.total, self.what, self.done = job, total, what, 0
 
     def __call__(self, images: int) -> None:
         self.done += images
@@ -156,70 +192,6 @@ def _sites(adapter: "Adapter", wanted: tuple[str, ...] | None) -> tuple[Site, ..
     return tuple(site for site in known if site in asked)
 
 
-def _fit(job: Job, sites: tuple[Site, ...], train: "FeatureSource", val: "FeatureSource") -> "dict[str, Best]":
-    """Train the bank, or go on where a killed run stopped; what each way of choosing an epoch keeps, by its name."""
-    from segbench import probes
-
-    protocol: Protocol = job.params.protocol
-    everything, val_images = np.arange(len(train.dataset)), range(len(val.dataset))
-    held_out = everything[::HOLDOUT] if protocol.selection == "train_holdout" else everything[:0]
-    fitted = np.setdiff1d(everything, held_out)
-    if not len(fitted):
-        raise CellError(f"{len(everything)} training image(s) leave none to train on beside the held-out ones")
-    widths = {site: job.adapter.widths[site] for site in sites}
-    bank = probes.ProbeBank(widths, len(val.dataset.classes), protocol.bias, protocol.init, job.seed)
-    bank.to(job.adapter.device)
-    schedule = probes.Schedule(
-        protocol.epochs, protocol.batch, protocol.lr, protocol.betas, protocol.weight_decay, protocol.power, job.seed
-    )
-    trainer = probes.Trainer(bank, train, fitted, schedule)
-    kept = {"last": probes.Best(), "val_best": probes.Best(), "train_holdout": probes.Best()}
-    start = _restored(job.cell, trainer, kept)
-    if start == 0 and protocol.norm == "standardize":
-        bank.standardise(train, fitted)
-
-    per_epoch = len(everything) + len(val_images)
-    tally = _Tally(job, protocol.epochs * per_epoch, "training", start * per_epoch)
-    for epoch in range(start, protocol.epochs):
-        trainer.epoch(epoch, tally)
-        weights = bank.export()
-        exported = probes.ProbeBank.load(weights, sites, job.adapter.device)  # folding rounds: count what is kept
-        counts = probes.count(exported, val, val_images)
-        score = stats.miou(counts.sum(1))
-        kept["last"] = probes.Best()
-        kept["last"].offer(epoch, score, counts, weights)
-        kept["val_best"].offer(epoch, score, counts, weights)
-        if len(held_out):
-            deciding = stats.miou(probes.count(exported, train, held_out).sum(1))
-            kept["train_holdout"].offer(epoch, deciding, counts, weights)
-        tally(len(held_out) + len(val_images))
-        _keep(job.cell, trainer, kept, epoch + 1)
-    return kept
-
-
-def _keep(cell: Cell, trainer: "Trainer", kept: "dict[str, Best]", epochs: int) -> None:
-    """Checkpoint the training after an epoch."""
-    parts = {"trainer": trainer.state()} | {name: best.arrays for name, best in kept.items()}
-    arrays = {f"{part}/{key}": array for part, named in parts.items() for key, array in named.items()}
-    cell.save_checkpoint(arrays, {"epochs": epochs})
-
-
-def _restored(cell: Cell, trainer: "Trainer", kept: "dict[str, Best]") -> int:
-    """Go back to the checkpoint of a killed run; the number of epochs that are done, 0 without a checkpoint."""
-    checkpoint = cell.load_checkpoint()
-    if checkpoint is None:
-        return 0
-    arrays, facts = checkpoint
-    trainer.restore(_below(arrays, "trainer"))
-    for name, best in kept.items():
-        best.arrays = _below(arrays, name)
-    return facts["epochs"]
-
-
-def _below(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
-
-
 def _examples(bank: "ProbeBank", val: "FeatureSource", most: int) -> dict[str, np.ndarray]:
     """`<e>.image`, `<e>.truth` and `<e>.<site>`: pictures and label maps of a few val images spread over the split."""
     from segbench import probes
@@ -235,15 +207,19 @@ def _examples(bank: "ProbeBank", val: "FeatureSource", most: int) -> dict[str, n
 
 
 def _measures(
-    sites: Sequence[Site], counts: Int[np.ndarray, "l n k 3"], other: dict[str, Int[np.ndarray, "l n k 3"]]
+    sites: Sequence[Site],
+    counts: Mapping[str, Int[np.ndarray, "l n k 3"]],
+    units: stats.Units,
+    subsets: Mapping[str, tuple[int, ...]],
 ) -> Iterator[Measure]:
     """mIoU and accuracies per site, with 95 % intervals over images."""
-    images = counts.shape[1]
-    weights = stats.resamples(images)
-    summaries = {"miou": stats.miou, "pixel_accuracy": stats.pixel_accuracy, "mean_accuracy": stats.mean_accuracy}
-    columns = {metric: (summary, counts) for metric, summary in summaries.items()}
-    columns |= {f"miou_{name}": (stats.miou, one) for name, one in other.items()}
+    best = counts["best"]
+    columns = {"miou": (stats.miou, best), "pixel_accuracy": (stats.pixel_accuracy, best)}
+    columns |= {"mean_accuracy": (stats.mean_accuracy, best)}
+    columns |= {f"miou_{name}": (stats.miou, best[:, :, list(classes)]) for name, classes in subsets.items()}
+    columns |= {METRICS[name]: (stats.miou, one) for name, one in counts.items() if name in METRICS}
     for metric, (summary, one) in columns.items():
-        values, intervals = summary(one.sum(1)), stats.intervals(stats.draws(summary, one, weights))
-        for site, value, interval in zip(sites, values.tolist(), intervals, strict=True):
-            yield Measure(metric, value, "%", images, str(site), interval=interval)
+        places = [None] if metric == METRICS["position"] else map(str, sites)
+        for site, sampled in zip(places, stats.sampled(summary, one, units), strict=True):
+            if estimate := sampled.estimate():
+                yield Measure(metric, estimate.value, "%", one.shape[1], site, interval=estimate.interval)
