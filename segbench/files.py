@@ -1,10 +1,19 @@
-"""Where files lie when nobody says so, and how they are written: whole or not at all."""
+"""Where files lie when nobody says so, how they are written (whole or not at all), and how sizes are put."""
 
+import contextlib
+import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from segbench.errors import MissingInput
+
 TEMPORARY = ".writing-"  # how the names of unfinished files begin
+SIZES = ("bytes", "kB", "MB", "GB", "TB")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def data_home() -> Path:
@@ -32,14 +41,45 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename is safe from then on."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def sha256(path: Path) -> str:
     """Of the whole file, in hexadecimal; OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """MissingInput, with what to do, for an error of writing below a folder of data sets."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in _FULL:
+            why = f"{why}; {said_bytes(free_bytes(folder))} are free: make room"
+        raise MissingInput(
+            f"{folder}: cannot be written ({why}), or name another folder with --data; the same command goes on from here"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """What can still be written to a folder that may not be there yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def said_bytes(count: float) -> str:
+    """A size in words: `1.9 GB`."""
+    power = min(len(SIZES) - 1, max(0, (len(str(int(count))) - 1) // 3))
+    return f"{count / 1000**power:.3g} {SIZES[power]}"
