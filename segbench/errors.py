@@ -7,6 +7,7 @@
   x ModelError      a checkpoint does not fit its adapter, or an attention self-test failed
   x StoreError      a stored file does not match its checksum
   x CellError       a measurement could not be finished (a probe diverged, nothing to count)
+  x NotComparable   two measurements were not made on the same images in the same way
 """
 
 
@@ -36,6 +37,10 @@ class StoreError(SegbenchError):
 
 class CellError(SegbenchError):
     """A measurement could not be finished."""
+
+
+class NotComparable(SegbenchError):
+    """Two measurements were not made on the same images in the same way."""
 
 
 class Stopped(BaseException):

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 import segbench
-from segbench.cli import board, convert, look, model, run, train
-from segbench.cli.say import INCOMPLETE, WRONG, say
-from segbench.errors import SegbenchError, SpecError, Stopped
+from segbench.cli import board, compare, convert, look, model, run, train
+from segbench.cli.say import INCOMPLETE, NOT_COMPARABLE, WRONG, say
+from segbench.errors import NotComparable, SegbenchError, SpecError, Stopped
 
 ALIASES = {  # how other harnesses call the same thing
     "models": "model",
@@ -46,6 +46,7 @@ app.command()(run.demo)
 app.command("list")(look.list_)
 app.command()(look.show)
 app.command()(look.doctor)
+app.command()(compare.compare)
 app.command()(train.train)
 app.command()(convert.convert)
 app.add_typer(board.app, name="leaderboard", help="Make tables and pictures of what was measured.")
@@ -66,6 +67,9 @@ def main() -> None:
             app()
     except Stopped:
         sys.exit(INCOMPLETE)
+    except NotComparable as error:
+        say(f"error: {error}")
+        sys.exit(NOT_COMPARABLE)
     except SegbenchError as error:
         say(f"error: {error}")
         sys.exit(WRONG if isinstance(error, SpecError) else INCOMPLETE)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-OK, FAILED, WRONG, INCOMPLETE, INTERRUPTED = 0, 1, 2, 4, 130
+OK, FAILED, WRONG, NOT_COMPARABLE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def say(line: str) -> None:

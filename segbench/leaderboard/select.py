@@ -24,6 +24,27 @@ def data_name(result: Result) -> str | None:
     return data["name"] if isinstance(data, dict) else data
 
 
+def read_by(results: Iterable[Result], result: Result) -> list[Result]:
+    """The cells that a cell read: the probes of a knockout."""
+    wanted = _inputs(result).get("requires", {}).values()
+    return [one for one in results if one.fingerprint in wanted]
+
+
+def partial(result: Result, results: Iterable[Result] = ()) -> str | None:
+    """`5 of 2000 images` where only that part of the published data set was there, for a cell or for one it reads."""
+    for one in (result, *read_by(results, result)):
+        if "partial" in one.about:
+            return f"{one.about['partial']['images']} of {one.about['partial']['published']} images"
+    return None
+
+
+def incomplete(result: Result, results: Iterable[Result] = ()) -> str | None:
+    """Why a cell is no result that counts: a limited run, or a part of the data set. None where it is whole."""
+    limited = [f"limited to {result.limit} images"] if result.limit else []
+    part = partial(result, results)
+    return ", ".join([*limited, *([f"partial data: {part}"] if part else [])]) or None
+
+
 def reading(results: Sequence[Result], kind: str, probe: Result) -> Result | None:
     """The cell of that kind which read the probes of `probe`, these and no others; None where there is none.
 
@@ -43,6 +64,19 @@ def baseline(results: Sequence[Result], result: Result) -> Result | None:
         and all(_inputs(one).get(key) == _inputs(result).get(key) for key in _SAME)
     ]
     return found[0] if found else None
+
+
+def sides(probes: Sequence[Result], model: str, baseline: str) -> tuple[list[Result], list[Result]]:
+    """The cells of two models on one task, one per seed: their whole runs, or the least limited that both have.
+
+    All of them where the two share no limit, which `compare` then refuses.
+    """
+    ours, theirs = ([one for one in probes if one.model == name] for name in (model, baseline))
+    shared = {one.limit for one in ours} & {one.limit for one in theirs}
+    if not shared:
+        return ours, theirs
+    limit = None if None in shared else max(one for one in shared if one)
+    return [one for one in ours if one.limit == limit], [one for one in theirs if one.limit == limit]
 
 
 def starved(results: Sequence[Result], probe: Result) -> tuple[Result, Result] | None:
