@@ -4,7 +4,7 @@
 `Position` gives no features but the place of each patch, so that its probe is the best map of classes by place alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Shuffled(FeatureSource):
         self.source, self.dataset = source, source.dataset
         self.sites, self.batch_size = source.sites, source.batch_size
         count = len(source.dataset)
+        if count < 2:
+            raise CellError("shuffled: one training image has no other to take labels from")
         order = np.random.default_rng([seed, count]).permutation(count)
         self.partner = np.empty(count, np.int64)
         self.partner[order] = np.roll(order, 1)  # one cycle through all: no image keeps its own labels

@@ -114,3 +114,27 @@ def test_area_fractions_are_the_mean_of_a_finely_divided_mask(seed, image, grid)
 def test_a_mask_of_another_size_than_the_map_is_no_input():
     with pytest.raises(AssertionError, match="grid map"):
         geometry.patch_labels(np.zeros((4, 4), np.uint8), GridMap.squash((2, 2), (4, 5)), 3)
+
+
+def test_the_models_picture_of_the_truth_is_its_nearest_pixels():
+    mask = np.random.default_rng(3).integers(0, 5, (31, 47)).astype(np.uint8)
+    shown, grid_map = geometry.at_model(mask, GridMap.squash((4, 6), mask.shape), 7)
+    rows, columns = ((np.arange(n) + 0.5) * length / n for n, length in ((28, 31), (42, 47)))
+    np.testing.assert_array_equal(shown, mask[rows.astype(int)[:, None], columns.astype(int)])
+    assert grid_map == GridMap.squash((4, 6), (28, 42))
+
+
+@pytest.mark.parametrize("side", ["pad", "crop"])
+def test_padding_is_no_ground_truth_and_what_is_cut_away_is_not_shown(side):
+    mask = np.zeros((20, 40), np.uint8)
+    mask[:, 10:30] = 1
+    grid_map = geometry.pad((4, 4), mask.shape) if side == "pad" else geometry.crop((4, 4), mask.shape, 32)
+    shown, _ = geometry.at_model(mask, grid_map, 8)
+    assert shown.shape == (32, 32)
+    if side == "pad":  # the image is the middle half, from row 8 on, at 0.8 of its size
+        assert (shown[:8] == IGNORE).all()
+        assert (shown[24:] == IGNORE).all()
+        np.testing.assert_array_equal(shown[8:24, 8:24], 1)
+        np.testing.assert_array_equal(shown[8:24, :8], 0)
+    else:
+        np.testing.assert_array_equal(shown, 1)

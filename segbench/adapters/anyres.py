@@ -74,7 +74,7 @@ class Anyres(Layout):
 
     @property
     def patch_pixels(self) -> float:
-        return self.patch
+        return float(self.patch)
 
     def place(self, picture: Size) -> Placement:
         edge = self.side // self.patch

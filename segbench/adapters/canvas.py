@@ -64,7 +64,7 @@ class Canvas(Layout):
 
     @property
     def patch_pixels(self) -> float:
-        return self.patch
+        return float(self.patch)
 
     def place(self, picture: Size) -> Placement:
         square = (max(picture), max(picture)) if self.pads else picture

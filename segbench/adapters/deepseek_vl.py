@@ -78,7 +78,7 @@ class Padded(Layout):
 
     @property
     def patch_pixels(self) -> float:
-        return self.patch
+        return float(self.patch)
 
     def place(self, picture: Size) -> Placement:
         ratio = self.side / max(picture)

@@ -92,7 +92,7 @@ class Dynamic(Layout):
 
     @property
     def patch_pixels(self) -> float:
-        return self.token
+        return float(self.token)
 
     def place(self, picture: Size) -> Placement:
         height, width = picture

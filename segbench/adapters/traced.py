@@ -31,7 +31,7 @@ class Traced(Layout):
 
     @property
     def patch_pixels(self) -> float:
-        return (self.framing.side or 0) / self.found.grid[0]
+        return float((self.framing.side or 0) / self.found.grid[0])
 
     def place(self, picture: Size) -> Placement:
         if picture != (self.framing.side, self.framing.side):

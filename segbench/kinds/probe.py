@@ -105,7 +105,7 @@ def run(job: Job) -> Iterator[Measure]:
 
 
 def _controls(job: Job, main: Fitting, grids: Sequence[tuple[int, int]]) -> dict[str, Fitting]:
-    """What the task asks for beside the curve, trained in the same way; CellError where images differ in their grids."""
+    """What the task asks for beside the curve, trained in the same way; CellError for grids that differ."""
     from segbench import controls
 
     params: Params = job.params
