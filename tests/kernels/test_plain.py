@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segbench.kernels import Target, plain, upsampled_argmax, upsampled_counts, upsampled_cross_entropy
+from segbench.kernels import Target, plain
+from segbench.kernels.plain import upsampled_argmax, upsampled_counts, upsampled_cross_entropy
 from segbench.metrics.confusion import counts
 from segbench.types import IGNORE, GridMap
 
