@@ -33,6 +33,7 @@ class Archive:
     hash: str  # md5:..., sha1:... or sha256:..., as others pin it
     bytes: int | None
     source: str  # who pins that hash
+    into: str = ""  # the folder below the data set's that it is unpacked into
 
 
 @dataclass(frozen=True)
