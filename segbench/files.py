@@ -69,7 +69,8 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno in _FULL:
             why = f"{why}; {said_bytes(free_bytes(folder))} are free: make room"
         raise MissingInput(
-            f"{folder}: cannot be written ({why}), or name another folder with --data; the same command goes on from here"
+            f"{folder}: cannot be written ({why}), or name another folder with --data; the same command goes on from"
+            " where this one stopped"
         ) from error
 
 

@@ -33,14 +33,14 @@ class Member(NamedTuple):
     """A file of an archive."""
 
     name: str  # below the folder it is unpacked into
-    bytes: int  # as the archive declares them
+    length: int  # bytes, as the archive declares them
     open: Callable[[], IO[bytes] | None]
 
 
 def size(archive: Path) -> int:
     """The bytes that the files of a sound archive take when unpacked; DataError for any other."""
     with _members(archive) as members:
-        return sum(member.bytes for member in members)
+        return sum(member.length for member in members)
 
 
 def unpack(archive: Path, into: Path, tell: Callable[[int], object] = lambda _: None) -> None:
@@ -65,14 +65,14 @@ def _blocks(archive: Path, member: Member) -> Iterator[bytes]:
     with _told(archive):
         source = member.open()
     assert source is not None, "only folders have no content, and they are no members"
-    left, block = member.bytes, b"."
+    left, block = member.length, b"."
     with source:
         while block:
             with _told(archive):
                 block = source.read(BLOCK)
             left -= len(block)
             if left < 0 or (left and not block):
-                raise DataError(f"{archive}: {member.name} has not the {member.bytes:,} bytes that it claims")
+                raise DataError(f"{archive}: {member.name} has not the {member.length:,} bytes that it claims")
             yield block
 
 
@@ -117,7 +117,7 @@ def _checked(archive: Path, members: Iterable[Member]) -> list[Member]:
     found: dict[str, Member] = {}
     total = 0
     for member in members:
-        total += member.bytes
+        total += member.length
         if total > limit or len(found) >= MEMBERS:
             raise DataError(
                 f"{archive}: claims to hold more than {said_bytes(limit)} or {MEMBERS:,} files, which no archive of"
