@@ -118,7 +118,7 @@ def test_a_mask_of_another_size_than_the_map_is_no_input():
 
 def test_the_models_picture_of_the_truth_is_its_nearest_pixels():
     mask = np.random.default_rng(3).integers(0, 5, (31, 47)).astype(np.uint8)
-    shown, grid_map = geometry.at_model(mask, GridMap.squash((4, 6), mask.shape), 7)
+    shown, grid_map = geometry.at_model(mask, GridMap.squash((4, 6), mask.shape), 7.0)
     rows, columns = ((np.arange(n) + 0.5) * length / n for n, length in ((28, 31), (42, 47)))
     np.testing.assert_array_equal(shown, mask[rows.astype(int)[:, None], columns.astype(int)])
     assert grid_map == GridMap.squash((4, 6), (28, 42))
@@ -129,7 +129,7 @@ def test_padding_is_no_ground_truth_and_what_is_cut_away_is_not_shown(side):
     mask = np.zeros((20, 40), np.uint8)
     mask[:, 10:30] = 1
     grid_map = geometry.pad((4, 4), mask.shape) if side == "pad" else geometry.crop((4, 4), mask.shape, 32)
-    shown, _ = geometry.at_model(mask, grid_map, 8)
+    shown, _ = geometry.at_model(mask, grid_map, 8.0)
     assert shown.shape == (32, 32)
     if side == "pad":  # the image is the middle half, from row 8 on, at 0.8 of its size
         assert (shown[:8] == IGNORE).all()
