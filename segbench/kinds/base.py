@@ -69,3 +69,8 @@ def probed(name: str, required: Mapping[str, TaskSpec]) -> DataSpec:
     if len(data) != 1:
         raise SpecError(f"probes: {name} is a {required[name].kind} task; name a probe task")
     return data[0]
+
+
+def clustered(result: Result) -> dict[str, Any]:
+    """What a cell that reads a probe cell records of it: the cluster of every val image, where the data has any."""
+    return {"clusters": result.about["clusters"]} if "clusters" in result.about else {}

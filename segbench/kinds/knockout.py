@@ -3,7 +3,7 @@
 For a class c and an image, the probe at the adapter site predicts every patch. The wrong patches are those predicted c
 whose ground truth is another class; n0 is their number and their dominant ground truth g is the correct class. Then no
 image token may attend to the blocked tokens, and n(l) counts all patches wrongly predicted c at layer l, so it may
-exceed n0. Persistence is the mean over images of n(l)/n0; the ratio of sums stands beside it.
+exceed n0. Persistence is the mean of n(l)/n0; the ratio of sums and the median stand beside it.
 """
 
 import re
@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pydantic import Field, field_validator
 
-from segbench import registry, stats
+from segbench import registry
 from segbench.errors import CellError, SpecError
 from segbench.geometry import patch_labels
-from segbench.kinds.base import Job, probed
+from segbench.kinds.base import Job, clustered, probed
+from segbench.metrics import persistence
 from segbench.specs import Spec, TaskSpec
 from segbench.types import IGNORE, Dataset, Measure, Sample, Site
 
@@ -59,7 +60,7 @@ def check(params: Params, required: Mapping[str, TaskSpec]) -> None:
 
 
 def run(job: Job) -> Iterator[Measure]:
-    """Yield persistence in % of n0 per site, condition and class, and over all classes together.
+    """Yield persistence in % of n0 per site, condition and class, and over all classes together, in three summaries.
 
     Arrays `patches`: one row per (image, class) with `n` int32 [m, conditions, sites] and `n0`, `image`, `class` [m].
     Raises SpecError for an unknown class or window, CellError when no image has enough wrong patches.
@@ -80,7 +81,7 @@ def run(job: Job) -> Iterator[Measure]:
     window = _window(params.layers, blocks)
     confused = [_class_id(name, val.classes, params.probes) for name in params.classes or val.classes]
 
-    rows: list[_Row] = []
+    found: list[_Row] = []
     left_out = dict.fromkeys(confused, 0)
     for start, samples, batch in _batches(job, val):
         encoded = job.adapter.encode(batch)
@@ -102,16 +103,16 @@ def run(job: Job) -> Iterator[Measure]:
             knocked = knocked.reshape(len(sites), len(some), len(BLOCKING), -1)  # l cases conditions t
             for index, case in enumerate(some):
                 conditions = np.concatenate([plain[:, case.row, None], knocked[:, index]], 1)
-                rows.append(_Row(start + case.row, case.c, case.n0, case.wrong(conditions).sum(-1).T))
+                found.append(_Row(start + case.row, case.c, case.n0, case.wrong(conditions).sum(-1).T))
         job.progress(start + len(samples), len(val), "knockout")
-    if not rows:
+    if not found:
         raise CellError(f"no val image has {params.least} or more patches wrongly predicted as one of these classes")
 
     patches = {
-        "n": np.stack([row.n for row in rows]).astype(np.int32),
-        "n0": np.asarray([row.n0 for row in rows], np.int32),
-        "image": np.asarray([row.image for row in rows], np.int32),
-        "class": np.asarray([row.c for row in rows], np.int32),
+        "n": np.stack([row.n for row in found]).astype(np.int32),
+        "n0": np.asarray([row.n0 for row in found], np.int32),
+        "image": np.asarray([row.image for row in found], np.int32),
+        "class": np.asarray([row.c for row in found], np.int32),
     }
     job.cell.save_arrays("patches", patches)
     job.cell.about(
@@ -124,11 +125,13 @@ def run(job: Job) -> Iterator[Measure]:
             "least": params.least,
             "left_out": {val.classes[c]: count for c, count in left_out.items()},
         }
+        | clustered(source.result)
     )
     for name, c in [("all", None), *((val.classes[c], c) for c in confused)]:
         keep = patches["n0"] > 0 if c is None else patches["class"] == c
         if keep.any():
-            yield from _measures(name, sites, patches["n"][keep], patches["n0"][keep], patches["image"][keep])
+            some = {array: rows[keep] for array, rows in patches.items()}
+            yield from _measures(name, some, [str(site) for site in sites], source.result.about.get("clusters"))
 
 
 @dataclass(frozen=True)
@@ -197,20 +200,14 @@ def _class_id(name: str, classes: Sequence[str], task: str) -> int:
 
 def _measures(
     name: str,
-    sites: Sequence[Site],
-    n: Int[np.ndarray, "m conditions l"],
-    n0: Int[np.ndarray, " m"],
-    image: Int[np.ndarray, " m"],
+    patches: Mapping[str, Int[np.ndarray, "m *rest"]],
+    sites: Sequence[str],
+    clusters: Sequence[str] | None,
 ) -> Iterator[Measure]:
-    """Persistence with 95 % intervals over images; rows of one image are drawn together."""
-    ratios, ones = n / n0[:, None, None], np.ones_like(n)
-    starts = np.broadcast_to(n0[:, None, None], n.shape)
-    for metric, top, bottom in (("persistence", ratios, ones), ("persistence_of_sums", n, starts)):
-        tops, bottoms = stats.per_image(top, image), stats.per_image(bottom, image)
-        values = 100 * stats.ratio(tops, bottoms)
-        draws = 100 * stats.ratio_draws(tops, bottoms, stats.resamples(len(tops)))
-        for condition, label in enumerate(CONDITIONS):
-            for row, site in enumerate(sites):
-                interval = stats.interval(draws[:, condition, row])
-                key = f"{name}/{label}"
-                yield Measure(metric, float(values[condition, row]), "%", len(tops), str(site), key, interval)
+    """Every summary with its 95 % interval, for each condition and site."""
+    images = len(np.unique(patches["image"]))
+    for metric in persistence.METRICS:
+        for condition, curve in persistence.curves(metric, patches, CONDITIONS, sites, clusters).items():
+            for site, sampled in curve.items():
+                if estimate := sampled.estimate():
+                    yield Measure(metric, estimate.value, "%", images, site, f"{name}/{condition}", estimate.interval)

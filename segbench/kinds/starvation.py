@@ -13,7 +13,7 @@ from pydantic import Field
 from segbench import stats
 from segbench.errors import CellError
 from segbench.geometry import patch_index
-from segbench.kinds.base import Job, SiteName, peak_site, probed
+from segbench.kinds.base import Job, SiteName, clustered, peak_site, probed
 from segbench.specs import Spec, TaskSpec
 from segbench.types import Measure, Site
 
@@ -73,11 +73,10 @@ def run(job: Job) -> Iterator[Measure]:
             "grid": list(grid),
             "images": source.result.about["images"],
         }
+        | clustered(source.result)
     )
-    values = 100 * stats.ratio(hit, counted)
-    intervals = stats.intervals(100 * stats.ratio_draws(hit, counted, stats.resamples(len(val))))
-    for position in np.flatnonzero(np.isfinite(values)).tolist():
-        images = int((counted[:, position] > 0).sum())
-        yield Measure(
-            "patch_accuracy", float(values[position]), "%", images, str(site), str(position), intervals[position]
-        )
+    units = stats.Units.among(len(val), source.result.about.get("clusters"))
+    for position, sampled in enumerate(stats.sampled_ratio(hit, counted, units)):
+        if estimate := sampled.estimate():
+            images = int((counted[:, position] > 0).sum())
+            yield Measure("patch_accuracy", estimate.value, "%", images, str(site), str(position), estimate.interval)

@@ -1,13 +1,13 @@
 """Where segmentation is lost and won back: adapter drop, recovery and peak layer of one probe cell (paper Table 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from segbench import stats
 from segbench.errors import CellError
-from segbench.stats import Estimate, Sampled
+from segbench.stats import Estimate, Sampled, Units
 from segbench.store import Result
 from segbench.types import Interval, Site
 
@@ -16,14 +16,16 @@ from segbench.types import Interval, Site
 class DropRecovery:
     """mIoU in % along the sites, and its differences in points; what was not probed is absent.
 
-    All intervals are paired: the numbers of one resample come from the same drawn images.
+    All intervals are paired: the same images, or clusters of images, are left out of both numbers. A peak is chosen on
+    the images that it is measured on, so it and what is taken from it are too high where many layers are near-equal
+    (the winner's curse); `benchmarks/coverage.py` tells by how much, and how often such an interval still holds.
     """
 
     curve: Mapping[str, Estimate]  # every probed site, in the model's order
     drop: Estimate | None  # adapter - encoder
-    peak: Estimate | None  # best of llm.1 .. llm.L; chosen anew in each resample, for it was chosen on these images
+    peak: Estimate | None  # best of llm.1 .. llm.L; chosen anew without each unit, for it was chosen on these images
     peak_layer: int | None
-    peak_layers: Interval | None  # of the layers that the resamples choose
+    peak_layers: Interval | None  # of the layers that resamples choose; None with too few units to resample
     recovery: Estimate | None  # peak - adapter
     delta_enc: Estimate | None  # peak - encoder
     oracle: float | None  # the ceiling that the patch grid sets
@@ -33,20 +35,16 @@ def drop_recovery(result: Result) -> DropRecovery:
     """The anatomy of one probe cell, at the epoch that its task selects."""
     curve = _curve(result)
     encoder, adapter, peak = curve.get("encoder"), curve.get("adapter"), _peak(curve)
-    layer = layers = None
+    layer = None
     if peak:
-        numbers = [Site.parse(site).layer for site in _layers(curve)]
-        columns = [curve[site] for site in _layers(curve)]
-        layer = int(numbers[int(np.nanargmax([column.value for column in columns]))])
-        chosen = np.argmax(np.nan_to_num([column.drawn for column in columns], nan=-np.inf), 0)
-        layers = _whole_interval(np.asarray(numbers, int)[chosen])
+        layer = int(Site.parse(next(site for site in _layers(curve) if curve[site].value == peak.value)).layer)
     estimates = {site: sampled.estimate() for site, sampled in curve.items()}
     return DropRecovery(
         curve={site: estimate for site, estimate in estimates.items() if estimate},
         drop=_difference(adapter, encoder),
         peak=peak.estimate() if peak else None,
         peak_layer=layer,
-        peak_layers=layers,
+        peak_layers=_peak_layers(result, _layers(curve)),
         recovery=_difference(peak, adapter),
         delta_enc=_difference(peak, encoder),
         oracle=next((one.value for one in result.measures if one.metric == "oracle_miou"), None),
@@ -75,31 +73,40 @@ def sampled(result: Result) -> dict[str, Sampled]:
 
 
 def _curve(result: Result) -> dict[str, Sampled]:
-    counts = result.arrays("counts")["best"]
-    values = stats.miou(counts.sum(1, dtype=np.int64))
-    drawn = stats.miou_draws(counts, stats.resamples(counts.shape[1]))
-    return {site: Sampled(float(values[row]), drawn[:, row]) for row, site in enumerate(result.about["sites"])}
+    found = stats.sampled(stats.miou, result.arrays("counts")["best"], _units(result))
+    return dict(zip(result.about["sites"], found, strict=True))
 
 
-def _layers(curve: Mapping[str, Sampled]) -> list[str]:
+def _units(result: Result) -> Units:
+    return Units.among(len(result.about["images"]), result.about.get("clusters"))
+
+
+def _layers(sites: Iterable[str]) -> list[str]:
     """llm.1 .. llm.L: what enters each block and what leaves the last; the final norm is recorded, never the peak."""
-    sites = {site: Site.parse(site) for site in curve}
-    return [name for name, site in sites.items() if site.is_layer and site.layer]
+    parsed = {site: Site.parse(site) for site in sites}
+    return [name for name, site in parsed.items() if site.is_layer and site.layer]
 
 
 def _peak(curve: Mapping[str, Sampled]) -> Sampled | None:
     columns = [curve[site] for site in _layers(curve) if np.isfinite(curve[site].value)]
-    if not columns:
-        return None
-    return Sampled(max(column.value for column in columns), np.max([column.drawn for column in columns], 0))
+    return stats.best(columns) if columns else None
 
 
 def _difference(first: Sampled | None, second: Sampled | None) -> Estimate | None:
     return (first - second).estimate() if first and second else None
 
 
-def _whole_interval(layers: np.ndarray) -> Interval | None:
-    if not len(layers):
+def _peak_layers(result: Result, layers: Sequence[str]) -> Interval | None:
+    """From the lowest to the highest layer that is the best in 95 % of a bootstrap's resamples.
+
+    Without one image the peak is where it is with all of them, so here images are drawn, not left out.
+    """
+    units = _units(result)
+    if units.count < stats.FEW or not layers:
         return None
-    low, high = np.percentile(layers, (2.5, 97.5), method="inverted_cdf")
+    rows = [result.about["sites"].index(site) for site in layers]
+    drawn = stats.miou_draws(result.arrays("counts")["best"][rows], units.drawn())
+    numbers = np.array([int(Site.parse(site).layer) for site in layers])
+    chosen = numbers[np.argmax(np.nan_to_num(drawn, nan=-np.inf), 1)]
+    low, high = np.percentile(chosen, (2.5, 97.5), method="inverted_cdf")
     return Interval(int(low), int(high))

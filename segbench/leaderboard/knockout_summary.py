@@ -6,8 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from segbench import stats
-from segbench.stats import Estimate, Sampled
+from segbench.metrics import persistence as metrics
+from segbench.metrics.persistence import Metric
+from segbench.stats import Estimate
 from segbench.store import Result
 from segbench.types import Site
 
@@ -18,7 +19,13 @@ EXPECTED = {"incorrect": -1, "correct": +1}  # sign of what is left minus the co
 
 @dataclass(frozen=True)
 class Persistence:
-    """Wrongly predicted patches at every site in % of those at the adapter: mean of the ratios n / n0."""
+    """Wrongly predicted patches at every site in % of those at the adapter: n / n0 in one of three summaries.
+
+    The intervals are over images, or over the clusters that they were taken in. Where few pairs carry a mean of ratios,
+    they are too narrow: `benchmarks/coverage.py` tells how often they hold.
+    """
+
+    metric: Metric
 
     curves: Mapping[str, Mapping[str, Estimate]]  # condition -> site -> %
     effects: Mapping[str, Estimate]  # incorrect, correct -> points above the control at the last layer, paired
@@ -45,34 +52,26 @@ class Persistence:
         return "as the paper" if all(signs.values()) else "undecided"
 
 
-def persistence(result: Result, only: str | None = None) -> Persistence:
-    """The curves of one knockout cell, over all confused classes or one of them; images are what is resampled."""
+def persistence(result: Result, only: str | None = None, metric: Metric = "persistence") -> Persistence:
+    """The curves of one knockout cell, over all confused classes or one of them: the mean of n / n0 unless told."""
     patches = result.arrays("patches")
-    n, n0, image = patches["n"], patches["n0"], patches["image"]
     if only is not None:
         rows = patches["class"] == result.about["all_classes"].index(only)
-        n, n0, image = n[rows], n0[rows], image[rows]
-    ratios = stats.per_image(100 * n / n0[:, None, None], image)
-    pairs = np.broadcast_to(stats.per_image(np.ones(len(n0)), image)[:, None, None], ratios.shape)
-    values, drawn = stats.ratio(ratios, pairs), stats.ratio_draws(ratios, pairs, stats.resamples(len(ratios)))
-    sampled = {
-        condition: {
-            site: Sampled(float(values[column, row]), drawn[:, column, row])
-            for row, site in enumerate(result.about["sites"])
-        }
-        for column, condition in enumerate(result.about["conditions"])
-    }
+        patches = {name: array[rows] for name, array in patches.items()}
+    conditions, sites = result.about["conditions"], result.about["sites"]
+    sampled = metrics.curves(metric, patches, conditions, sites, result.about.get("clusters"))
     curves = {
         condition: {site: estimate for site, one in curve.items() if (estimate := one.estimate())}
         for condition, curve in sampled.items()
     }
-    last = _last_layer(result.about["sites"])
+    last = _last_layer(sites)
     effects = {}
     if last and CONTROL in sampled:
         for condition in (name for name in EXPECTED if name in sampled):
             if effect := (sampled[condition][last] - sampled[CONTROL][last]).estimate():
                 effects[condition] = effect
-    return Persistence(curves, effects, len(ratios), len(n0), int(n0.sum()))
+    n0, image = patches["n0"], patches["image"]
+    return Persistence(metric, curves, effects, len(np.unique(image)), len(n0), int(n0.sum()))
 
 
 def _last_layer(sites: Iterable[str]) -> str | None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from segbench import stats
 from segbench.errors import CellError
-from segbench.stats import Estimate, Sampled
+from segbench.stats import Estimate, Sampled, Units
 from segbench.store import Result
 from segbench.types import Interval
 
@@ -33,34 +33,29 @@ class StarvationGap:
 
 def starvation_gap(result: Result, baseline: Result) -> StarvationGap:
     """The gap of one pair; CellError if the two were not measured on the same images and the same grid."""
-    for fact in ("images", "grid"):
-        if result.about[fact] != baseline.about[fact]:
+    for fact in ("images", "grid", "clusters"):
+        if result.about.get(fact) != baseline.about.get(fact):
             raise CellError(f"{result.task}: {result.model} and {baseline.model} differ in their {fact}")
-    weights = stats.resamples(len(result.about["images"]))
-    positions = _accuracy(result, None, weights)
-    less = _accuracy(baseline, None, weights)
+    positions, less = _accuracy(result), _accuracy(baseline)
     gaps = [ours - theirs for ours, theirs in zip(positions, less, strict=True)]
-    first, early = (
-        (_accuracy(result, most, weights)[0] - _accuracy(baseline, most, weights)[0]).estimate()
-        for most in (FIRST, EARLY)
-    )
+    first, early = ((_accuracy(result, most)[0] - _accuracy(baseline, most)[0]).estimate() for most in (FIRST, EARLY))
+    estimates = [gap.estimate() for gap in gaps]
     h, w = result.about["grid"]
     return StarvationGap(
         first,
         early,
         np.array([gap.value for gap in gaps]),
-        tuple(stats.interval(gap.drawn) for gap in gaps),
+        tuple(estimate.interval if estimate else None for estimate in estimates),
         (h, w),
         len(result.about["images"]),
         (result.about["site"], baseline.about["site"]),
     )
 
 
-def _accuracy(result: Result, most: int | None, weights: np.ndarray) -> list[Sampled]:
+def _accuracy(result: Result, most: int | None = None) -> list[Sampled]:
     """Pixel accuracy in % at every position, or of the first `most` positions pooled."""
     arrays = result.arrays("positions")
     hit, count = (arrays[name][:, :most] for name in ("hit", "count"))
     if most is not None:
         hit, count = (part.sum(1, keepdims=True) for part in (hit, count))
-    values, drawn = 100 * stats.ratio(hit, count), 100 * stats.ratio_draws(hit, count, weights)
-    return [Sampled(float(value), column) for value, column in zip(values, drawn.T, strict=True)]
+    return stats.sampled_ratio(hit, count, Units.among(len(hit), result.about.get("clusters")))

@@ -43,7 +43,7 @@ def test_every_condition_has_a_number_at_every_site(cells):
     classes = {CLASSES[c] for _, c, _, _ in rows(cells["knockout"])}
     assert measured == {
         (metric, f"{name}/{condition}", site)
-        for metric in ("persistence", "persistence_of_sums")
+        for metric in ("persistence", "persistence_of_sums", "persistence_median")
         for name in {"all", *classes}
         for condition in ("none", "incorrect", "correct", "random")
         for site in SITES
@@ -88,7 +88,7 @@ def test_blocked_conditions_count_what_one_image_alone_counts(cells, alone, val)
     assert differs
 
 
-def test_persistence_is_the_mean_of_ratios_and_the_ratio_of_sums(cells):
+def test_persistence_is_the_mean_and_the_median_of_ratios_and_the_ratio_of_sums(cells):
     arrays = cells["knockout"].arrays("patches")
     ratios = 100 * arrays["n"] / arrays["n0"][:, None, None]
     found = {(m.metric, m.key, m.site): m.value for m in cells["knockout"].measures}
@@ -96,6 +96,7 @@ def test_persistence_is_the_mean_of_ratios_and_the_ratio_of_sums(cells):
     assert found["persistence", "all/incorrect", "llm.3"] == pytest.approx(sum(per_image)[1, 3] / len(ratios))
     sums = 100 * arrays["n"].sum(0) / arrays["n0"].sum()
     assert found["persistence_of_sums", "all/correct", "llm.1"] == pytest.approx(sums[2, 1])
+    assert found["persistence_median", "all/random", "llm.4"] == pytest.approx(np.median(ratios[:, 3, 4]))
 
 
 def test_blocking_no_token_changes_no_prediction(alone, val):

@@ -12,13 +12,14 @@ from segbench.types import Interval, Measure
 SITES = ("encoder", "adapter", "llm.1", "llm.2", "llm.norm")
 
 
-def probe(root, hits, sites=SITES, model=CAUSAL, images=None, measures=()):
+def probe(root, hits, sites=SITES, model=CAUSAL, images=None, measures=(), clusters=None):
     """A probe cell of two classes with 100 pixels each per image; `hits` [sites, images] of both, the rest confused."""
     hits = np.asarray(hits)
     counts = np.broadcast_to(100, (*hits.shape, 2, 3)).copy().astype(np.int32)
     counts[..., 0] = hits[..., None]
     names = images or [str(index) for index in range(hits.shape[1])]
     about = {"sites": list(sites), "classes": ["a", "b"], "images": names}
+    about |= {"clusters": clusters} if clusters else {}
     return keep(root, model, "probe", {"counts": {"best": counts}}, about, measures)
 
 
@@ -66,16 +67,36 @@ def test_what_was_not_probed_is_absent(tmp_path, sites, missing, there):
     assert found.oracle is None
 
 
-def test_the_peak_is_chosen_anew_in_each_resample(tmp_path):
-    """Layer 1 is better on even images and layer 2 on odd ones: the resamples disagree, and each takes its best."""
+def test_the_peak_is_chosen_anew_without_each_image(tmp_path):
+    """Layer 1 is better on even images and layer 2 on odd ones: each image that is left out hands the peak over."""
     hits = np.full((5, 20), 50)
     hits[2, ::2], hits[3, 1::2] = 90, 90
     result = probe(tmp_path, hits)
     found = drop_recovery(result)
-    drawn = stats.miou_draws(result.arrays("counts")["best"], stats.resamples(20))
-    assert found.peak.interval == stats.interval(drawn[:, 2:4].max(1))
-    assert found.peak.interval.low > stats.interval(drawn[:, 2]).low
-    assert found.peak_layers == Interval(1, 2)
+    sites = stats.sampled(stats.miou, result.arrays("counts")["best"], stats.Units.among(20))
+    assert found.peak != found.curve["llm.1"]
+    assert found.peak == stats.Sampled(sites[2].value, np.maximum(sites[2].again, sites[3].again), 20).estimate()
+    assert found.peak_layer == 1
+
+
+def test_the_layers_of_the_peak_are_those_that_resamples_choose(tmp_path):
+    hits = np.full((5, 60), 50)
+    hits[2, ::2], hits[3, 1::2] = 90, 90
+    assert drop_recovery(probe(tmp_path, hits)).peak_layers == Interval(1, 2)
+    hits[3] = 95
+    assert drop_recovery(probe(tmp_path / "clear", hits)).peak_layers == Interval(2, 2)
+    assert drop_recovery(probe(tmp_path / "few", hits[:, :49])).peak_layers is None
+
+
+def test_whole_cities_are_left_out(tmp_path):
+    """The images of a city are alike: 60 of them in three cities are three, not 60."""
+    hits = np.stack([np.repeat([80, 70, 50], 20), *[np.repeat([60, 55, 40], 20)] * 4])
+    found = drop_recovery(probe(tmp_path, hits, clusters=np.repeat(["ulm", "bonn", "jena"], 20).tolist()))
+    apart = drop_recovery(probe(tmp_path / "apart", hits))
+    assert found.drop.value == apart.drop.value
+    assert (found.drop.units, apart.drop.units) == (3, 60)
+    assert found.drop.error > 4 * apart.drop.error
+    assert found.peak_layers is None
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones(tmp_path):
