@@ -43,13 +43,13 @@ def histogram_counts(images: list[np.ndarray], truths: list[np.ndarray], classes
     return total
 
 
-@settings(max_examples=150)
+@settings(max_examples=1000)
 @given(predictions())
 def test_counts_are_mmsegmentations_as_integers(case):
     np.testing.assert_array_equal(total_counts(*case), histogram_counts(*case))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(predictions())
 def test_counts_and_miou_are_torchmetrics(case):
     images, truths, classes = case
