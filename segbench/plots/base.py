@@ -89,6 +89,7 @@ def about(result: Result) -> str:
     """What a picture of one task is of: task, images, seed, and whether the run was limited."""
     images = f"{len(result.about['images'])} images, " if "images" in result.about else ""
     limited = f" (limited to {result.limit} images)" if result.limit else ""
+    limited += " (part of the data set)" if "partial" in result.about else ""
     return plain(f"{result.task}, {images}seed {result.seed}{limited}")
 
 

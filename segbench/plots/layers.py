@@ -1,8 +1,8 @@
 """The layerwise curve: mIoU at encoder and adapter, through the LLM and after its norm; drop and recovery marked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segbench.leaderboard.drop_recovery import DropRecovery, drop_recovery
 from segbench.plots import base
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 WIDTHS = (2.4, 5.0, 1.4)  # of the three panels: before the LLM, inside it, what it won back
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "position_miou": ("places of the patches alone", {"color": base.GREY, "lw": 1, "ls": "-."}),
+    "shuffled_miou": ("labels of other images", {"color": base.GREY, "lw": 1, "ls": (0, (1, 1))}),
+}
 _STEP = 0.7  # between the arrows of two models
 _ROOM = 0.5  # of the height of the curves: how far above them the oracle's line may stretch the axis
 
@@ -52,8 +56,26 @@ def plot(figure: "Figure | SubFigure", probes: Sequence[Result], looks: dict[str
     right.set_xlabel("LLM layer (bands and bars: 95 % intervals over images)")
     end.set_xlim(-0.6, _STEP * (len(probes) - 0.2))
     end.set_axis_off()
-    near = _ceiling(right, {one.oracle for one in anatomies if one.oracle is not None})
-    _legend(figure, left, anatomies, near)
+    signs = _controls(right, probes)
+    if _ceiling(right, {one.oracle for one in anatomies if one.oracle is not None}):
+        signs["best that these patches allow"] = {"color": "black", "lw": 1, "ls": (0, (6, 2, 1, 2))}
+    _legend(figure, left, anatomies, signs)
+
+
+def _controls(axes: "Axes", probes: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """What is reached without the image, as grey lines: by the places of patches, and with other images' labels."""
+    signs: dict[str, dict[str, Any]] = {}
+    for metric, (name, line) in CONTROLS.items():
+        for probe in probes:
+            found = [one for one in probe.measures if one.metric == metric]
+            layers = [(one.site, one.value) for one in found if one.site and Site.parse(one.site).is_layer]
+            if layers:
+                axes.plot([int(Site.parse(site).layer) for site, _ in layers], [value for _, value in layers], **line)
+            elif found:
+                axes.axhline(found[0].value, **line)
+            if found:
+                signs[name] = line
+    return signs
 
 
 def _ceiling(axes: "Axes", oracles: set[float]) -> bool:
@@ -139,7 +161,9 @@ def _arrows(
         )
 
 
-def _legend(figure: "Figure | SubFigure", left: "Axes", anatomies: Sequence[DropRecovery], oracle: bool) -> None:
+def _legend(
+    figure: "Figure | SubFigure", left: "Axes", anatomies: Sequence[DropRecovery], lines: Mapping[str, dict[str, Any]]
+) -> None:
     """The models, and those signs that are in the picture."""
     from matplotlib.lines import Line2D
 
@@ -151,6 +175,5 @@ def _legend(figure: "Figure | SubFigure", left: "Axes", anatomies: Sequence[Drop
         signs["peak LLM layer"] = Line2D([], [], color=base.GREY, ls="", marker="o", ms=9, mfc="none")
     if any("llm.norm" in one.curve for one in anatomies):
         signs["after the final norm"] = Line2D([], [], color=base.GREY, ls="", marker="o", mfc="white")
-    if oracle:
-        signs["best that these patches allow"] = Line2D([], [], color="black", lw=1, ls=(0, (6, 2, 1, 2)))
+    signs |= {name: Line2D([], [], **line) for name, line in lines.items()}
     base.legend(figure, dict(zip(labels, handles, strict=True)), signs)

@@ -8,6 +8,7 @@ from made_results import BIDIR, CAUSAL, keep
 
 from segbench.leaderboard.drop_recovery import drop_recovery
 from segbench.plots import base, layers
+from segbench.types import Measure
 
 
 def drawn(probes):
@@ -105,3 +106,25 @@ def test_the_picture_names_task_images_and_limit(probes, tmp_path):
     assert png.name == "layers-probe-scenes-seed0-limit4.png"
     assert "probe-scenes, 12 images, seed 0 (limited to 4 images)" in svg.read_text()
     assert CAUSAL.name in svg.read_text()
+
+
+def test_controls_are_grey_lines_with_their_own_signs(probes):
+    probe = probes[0]
+    shuffled = [Measure("shuffled_miou", 4.0 + n, "%", 60, f"llm.{n}") for n in range(1, 9)]
+    more = (*probe.measures, Measure("position_miou", 11.5, "%", 60), *shuffled)
+    figure, _, right, _ = drawn([replace(probe, measures=more)])
+    grey = [line for line in right.lines if line.get_color() == base.GREY]
+    assert any(set(line.get_ydata()) == {11.5} for line in grey)
+    assert any(list(line.get_ydata()) == [5.0, 6, 7, 8, 9, 10, 11, 12] for line in grey)
+    said = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert {name for name, _ in layers.CONTROLS.values()} <= said
+    plain, *_ = drawn([probe])
+    assert not {name for name, _ in layers.CONTROLS.values()} & {
+        text.get_text() for legend in plain.legends for text in legend.get_texts()
+    }
+
+
+def test_a_picture_of_a_part_of_a_data_set_says_so(probes):
+    part = replace(probes[0], about=probes[0].about | {"partial": {"val": {"images": 60, "published": 2000}}})
+    assert "part of the data set" in base.about(part)
+    assert "part of the data set" not in base.about(probes[0])
