@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from segbench.cli.options import RUNS, Figures, Json, Output
-from segbench.cli.say import as_json, say
+from segbench.cli.say import INCOMPLETE, as_json, say
 from segbench.errors import MissingInput
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @app.command()
 def build(output: Output = RUNS, figures: Figures = True, json: Json = False) -> None:
-    """Write the table and the pictures of everything a folder holds."""
+    """Write the table and the pictures of everything a folder holds. Exits 4 if none of it is a whole run."""
     from segbench.leaderboard import table
 
     found = results(output)
@@ -27,6 +27,10 @@ def build(output: Output = RUNS, figures: Figures = True, json: Json = False) ->
     publish(found, output, figures)
     frame = table.build(found)
     print(as_json(table.rows(frame)) if json else table.markdown(frame))
+    left_out = frame.attrs["left_out"]
+    if left_out and frame.empty:
+        say(f"no leaderboard: {output} holds only runs that do not count: {'; '.join(left_out)}")
+        raise typer.Exit(INCOMPLETE)
 
 
 def results(output: Path, finished: "Sequence[Result]" = ()) -> "list[Result]":

@@ -31,10 +31,10 @@ def read_by(results: Iterable[Result], result: Result) -> list[Result]:
 
 
 def partial(result: Result, results: Iterable[Result] = ()) -> str | None:
-    """`5 of 2000 images` where only that part of the published data set was there, for a cell or for one it reads."""
+    """`5 of 2000 val images` where only that part of a data set was there, for a cell or for one that it reads."""
     for one in (result, *read_by(results, result)):
-        if "partial" in one.about:
-            return f"{one.about['partial']['images']} of {one.about['partial']['published']} images"
+        if splits := one.about.get("partial"):
+            return ", ".join(f"{part['images']} of {part['published']} {name} images" for name, part in splits.items())
     return None
 
 

@@ -13,6 +13,7 @@ from segbench.leaderboard import select
 from segbench.leaderboard.drop_recovery import drop_recovery, gain
 from segbench.leaderboard.knockout_summary import persistence
 from segbench.leaderboard.starvation_gap import starvation_gap
+from segbench.metrics.persistence import Metric
 from segbench.stats import Estimate
 from segbench.store import Result
 
@@ -39,6 +40,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("recovery", "recovery (pp)", "interval"),
         Column("delta_enc", "peak - encoder (pp)", "interval"),
         Column("norm", "final norm (mIoU %)", "interval"),
+        Column("miou_fg20", "peak layer, 20 foreground classes (mIoU %)", "interval"),
     ),
     "What attention does": (
         Column("gain", "peak - baseline's peak (pp)", "interval"),
@@ -52,12 +54,19 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("effect_correct", "correct - random (pp)", "interval"),
         Column("knockout_order", "order of the knockouts", "text"),
     ),
+    "What is left of confusions, by other summaries": tuple(
+        Column(f"knockout_{condition}_{short}", f"{told}, {condition} blocked (%)", "interval")
+        for short, told in {"sums": "ratio of sums", "median": "median"}.items()
+        for condition in ("none", "incorrect", "correct", "random")
+    ),
     "What was measured": (
         Column("data", "data", "text"),
         Column("images", "images", "whole"),
         Column("classes", "classes", "whole"),
         Column("coverage", "coverage (%)", "number"),
         Column("oracle", "oracle (mIoU %)", "number"),
+        Column("position", "control: places alone (mIoU %)", "interval"),
+        Column("shuffled", "control: labels of other images, highest site (mIoU %)", "interval"),
         Column("revision", "revision", "text"),
         Column("fingerprint", "fingerprint", "text"),
     ),
@@ -68,14 +77,17 @@ LABELS = (
     Column("task", "task", "text"),
     Column("seed", "seed", "whole"),
     Column("limit", "limit", "whole"),
+    Column("partial", "part of the data", "text"),
 )
-RECORD = ("model", "revision", "task", "kind", "seed", "limit", "metric", "site", "key")
+RECORD = ("model", "revision", "task", "kind", "seed", "limit", "partial", "metric", "site", "key")
 RECORD += ("value", "low", "high", "unit", "count", "fingerprint")
-SPREAD = {"model": "text", "attention": "text", "task": "text", "revision": "text", "limit": "whole", "column": "text"}
-SPREAD |= {"seeds": "whole", "mean": "number", "lowest": "number", "highest": "number"}
+SPREAD = {"model": "text", "attention": "text", "task": "text", "revision": "text", "limit": "whole", "partial": "text"}
+SPREAD |= {"column": "text", "seeds": "whole", "mean": "number", "lowest": "number", "highest": "number"}
 COLUMNS = LABELS + tuple(column for columns in TABLES.values() for column in columns)
 
-_SAME = ("task", "model", "attention", "revision", "limit")  # of rows that differ by their seed
+OTHERS: Mapping[str, Metric] = {"sums": "persistence_of_sums", "median": "persistence_median"}
+
+_SAME = ("task", "model", "attention", "revision", "limit", "partial")  # of rows that differ by their seed
 _FORMULA = re.compile(r"\s*[=+\-@]")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
@@ -83,15 +95,16 @@ _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u20
 def build(results: Sequence[Result], limited: bool = False) -> pd.DataFrame:
     """The leaderboard: rows by task, then by peak, the highest first. Missing is absent (an empty cell).
 
-    Runs on a few images (`--limit`) are no leaderboard rows: they are left out, and named in `frame.attrs["left_out"]`,
-    unless `limited` asks for them. Numbers are %, differences points, knockouts % of the initially wrong patches.
+    Runs on a few images (`--limit`) and on a part of a published data set are no leaderboard rows: they are left out,
+    and named in `frame.attrs["left_out"]`, unless `limited` asks for them. Numbers are %, differences points, knockouts
+    % of the initially wrong patches.
     """
     probes = select.of_kind(results, "probe")
-    rows = [_row(results, probe) for probe in probes if limited or probe.limit is None]
+    rows = [_row(results, probe) for probe in probes if limited or not select.incomplete(probe)]
     rows.sort(key=lambda row: (row["task"], -row.get("peak", -1.0), row["model"], row["seed"], row["fingerprint"]))
     frame = pd.DataFrame({name: _typed(name, kind, rows) for name, kind in _flat(COLUMNS)})
     frame.attrs["left_out"] = [
-        f"{one.model} on {one.task} (limited to {one.limit} images)" for one in probes if one.limit and not limited
+        f"{one.model} on {one.task} ({reason})" for one in probes if not limited and (reason := select.incomplete(one))
     ]
     return frame
 
@@ -151,8 +164,10 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def records(results: Iterable[Result]) -> pd.DataFrame:
-    """Every record of every result, one per row; limited runs too, with their limit."""
-    rows = [{"kind": one.kind} | asdict(row) for one in sorted(results, key=select.order) for row in one.records()]
+    """Every record of every result, one per row; limited and partial ones too, each with what makes it so."""
+    ordered = sorted(results, key=select.order)
+    facts = [{"kind": one.kind, "partial": select.partial(one, ordered)} for one in ordered]
+    rows = [told | asdict(row) for one, told in zip(ordered, facts, strict=True) for row in one.records()]
     kinds = {"seed": "whole", "limit": "whole", "count": "whole", "value": "number", "low": "number", "high": "number"}
     return pd.DataFrame({name: _typed(name, kinds.get(name, "text"), rows) for name in RECORD})
 
@@ -174,7 +189,8 @@ def _over_seeds(numbers: Sequence[Mapping[str, Any]]) -> str:
     from tabulate import tabulate
 
     cells: dict[str, dict[str, str]] = {column.name: {"": column.title} for column in COLUMNS}
-    heads = [" ".join(str(row[name]) for name in ("model", "revision", "limit") if name in row) for row in numbers]
+    named = ("model", "revision", "limit", "partial")
+    heads = [" ".join(str(row[name]) for name in named if name in row) for row in numbers]
     most = {head: max(row["seeds"] for row, one in zip(numbers, heads, strict=True) if one == head) for head in heads}
     for row, head in zip(numbers, heads, strict=True):
         fewer = f", {row['seeds']} seeds" if row["seeds"] < most[head] else ""
@@ -193,6 +209,7 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, Any]:
         "task": probe.task,
         "seed": probe.seed,
         "limit": probe.limit,
+        "partial": select.partial(probe),
         "data": select.data_name(probe),
         "images": len(probe.about["images"]),
         "classes": single.get("classes_present"),
@@ -206,11 +223,14 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, Any]:
     estimates |= {"norm": anatomy.curve.get("llm.norm")}
     if anatomy.peak_layer is not None:
         estimates["peak_layer"] = Estimate(anatomy.peak_layer, anatomy.peak_layers)
+    estimates |= _controls(probe, anatomy.peak_layer)
     if knockout := select.reading(results, "knockout", probe):
         curves = persistence(knockout)
-        estimates |= {f"knockout_{name}": curves.at_last_layer(name) for name in curves.curves}
         estimates |= {f"effect_{name}": effect for name, effect in curves.effects.items()}
         row["knockout_order"] = curves.verdict()
+        summaries = {"": curves} | {f"_{short}": persistence(knockout, metric=name) for short, name in OTHERS.items()}
+        for short, one in summaries.items():
+            estimates |= {f"knockout_{name}{short}": one.at_last_layer(name) for name in one.curves}
     estimates |= _against_baseline(results, probe)
     for name, estimate in estimates.items():
         if estimate:
@@ -218,6 +238,16 @@ def _row(results: Sequence[Result], probe: Result) -> dict[str, Any]:
             if estimate.interval:
                 row |= {f"{name}_low": estimate.interval.low, f"{name}_high": estimate.interval.high}
     return row
+
+
+def _controls(probe: Result, peak_layer: int | None) -> dict[str, Estimate | None]:
+    """Measures that only some probe tasks yield. Of the shuffled labels the highest site counts: no luck is hidden."""
+    shuffled = [one for one in probe.measures if one.metric == "shuffled_miou"]
+    named = {"position": next((one for one in probe.measures if one.metric == "position_miou"), None)}
+    named["shuffled"] = max(shuffled, key=lambda one: one.value, default=None)
+    at_peak = (one for one in probe.measures if (one.metric, one.site) == ("miou_fg20", f"llm.{peak_layer}"))
+    named["miou_fg20"] = next(at_peak, None)
+    return {name: Estimate(one.value, one.interval) for name, one in named.items() if one}
 
 
 def _against_baseline(results: Sequence[Result], probe: Result) -> dict[str, Estimate | None]:

@@ -11,6 +11,8 @@ from segbench.leaderboard.knockout_summary import persistence
 from segbench.leaderboard.reported import Reported
 from segbench.leaderboard.starvation_gap import starvation_gap
 
+PART = {"val": {"images": 5, "published": 9}}
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -69,14 +71,12 @@ def test_other_models_data_and_quantities_are_not_measured(results, change):
 
 def test_limited_partial_and_changed_runs_are_marked_and_never_inside(results, tmp_path):
     limited = make(tmp_path, [BIDIR], ["probe"], images=4, examples=0, limit=4)[0]
-    partial = replace(
-        one(results, "probe"), about=one(results, "probe").about | {"partial": {"images": 5, "published": 9}}
-    )
+    partial = replace(one(results, "probe"), about=one(results, "probe").about | {"partial": PART})
     padded = replace(one(results, "probe"), model=f"{BIDIR.name}~preprocess=pad~weights=x")
     value = drop_recovery(limited).peak.value
     marks = [beside([reported("peak", value)], [cell])[0] for cell in (limited, partial, padded)]
     assert [row.mark for row in marks] == [
-        *("limited to 4 images", "partial data: 5 of 9 images", "preprocess=pad"),
+        *("limited to 4 images", "partial data: 5 of 9 val images", "preprocess=pad"),
     ]
     assert all(row.measured and row.inside is None for row in marks)
     own = replace(one(results, "probe"), model=f"{BIDIR.name}~weights=x")

@@ -127,7 +127,7 @@ def test_what_one_model_lacks_is_missing(tmp_path):
         ({"images": 41}, "images"),
         ({"classes": ["a", "c"]}, "classes"),
         ({"clusters": ["x"] * 20 + ["y"] * 20}, "clusters"),
-        ({"partial": {"images": 40, "published": 50}}, "partial"),
+        ({"partial": {"val": {"images": 40, "published": 50}}}, "partial"),
         ({"limit": 40}, "limit"),
     ],
 )

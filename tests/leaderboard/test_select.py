@@ -50,3 +50,15 @@ def test_a_starvation_pair_reads_the_probes_of_both(results):
 
 def test_the_order_of_the_results_changes_nothing(results):
     assert select.of_kind(reversed(results), "probe") == select.of_kind(results, "probe")
+
+
+def test_what_is_no_whole_run_says_why(results, tmp_path):
+    probe, blocked = one(results, "probe", BIDIR), one(results, "knockout", BIDIR)
+    part = {"train": {"images": 7, "published": 90}, "val": {"images": 5, "published": 9}}
+    partial = replace(probe, about=probe.about | {"partial": part})
+    told = "partial data: 7 of 90 train images, 5 of 9 val images"
+    assert select.incomplete(probe, results) is None
+    assert select.incomplete(partial) == told
+    assert select.incomplete(blocked, [partial]) == told  # it read the probes of a part
+    assert select.incomplete(blocked, results) is None
+    assert select.incomplete(replace(partial, limit=4)) == f"limited to 4 images, {told}"

@@ -10,6 +10,7 @@ from segbench.leaderboard import table
 from segbench.leaderboard.drop_recovery import drop_recovery, gain
 from segbench.leaderboard.knockout_summary import persistence
 from segbench.leaderboard.starvation_gap import starvation_gap
+from segbench.types import Interval, Measure
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:y) `z`\u202e"
 
@@ -66,6 +67,63 @@ def test_a_limited_twin_is_no_baseline(results, tmp_path):
     limited = make(tmp_path, [BIDIR], ["probe"], images=4, examples=0, limit=4)
     causal = [one for one in results if one.model == CAUSAL.name]
     assert table.build([*causal, *limited], limited=True)["gain"].isna().all()
+
+
+PART = {"val": {"images": 5, "published": 2000}}
+
+
+def partial(results):
+    """The same cells as if only a part of the data set had been there; only probe cells know."""
+    return [replace(one, about=one.about | {"partial": PART}) if one.kind == "probe" else one for one in results]
+
+
+def test_runs_on_a_part_of_the_data_are_left_out_and_named(results):
+    frame = table.build(partial(results))
+    assert frame.empty
+    assert f"{CAUSAL.name} on probe-scenes (partial data: 5 of 2000 val images)" in table.markdown(frame)
+    shown = table.build(partial(results), limited=True)
+    assert set(shown["partial"]) == {"5 of 2000 val images"}
+    assert "5 of 2000 val images" in table.markdown(shown)
+    assert {row["partial"] for row in table.rows(shown)} == {"5 of 2000 val images"}
+
+
+def test_every_record_of_a_part_of_the_data_says_so_even_where_it_reads_another_cell(results):
+    records = table.records(partial(results))
+    assert set(records["kind"]) == {"probe", "knockout", "starvation"}
+    assert set(records["partial"]) == {"5 of 2000 val images"}
+    assert table.records(results)["partial"].isna().all()
+    assert ",5 of 2000 val images," in table.csv(records)
+
+
+def test_seeds_of_a_part_of_the_data_are_not_pooled_with_whole_ones(results, tmp_path):
+    again = make(tmp_path, [CAUSAL], ["probe"], images=12, examples=0, seed=1)
+    both = table.build([*partial(again), *(one for one in results if one.kind == "probe")], limited=True)
+    assert table.spread(both).empty
+
+
+def test_knockouts_are_summed_up_in_three_ways(results):
+    knockout = next(one for one in results if (one.kind, one.model) == ("knockout", BIDIR.name))
+    row = table.build(results).set_index("model").loc[BIDIR.name]
+    for name, metric in {
+        "knockout_none": "persistence",
+        "knockout_none_sums": "persistence_of_sums",
+        "knockout_none_median": "persistence_median",
+    }.items():
+        told = persistence(knockout, metric=metric).at_last_layer("none")
+        assert (row[name], row[f"{name}_low"]) == (told.value, told.interval.low)
+    assert len({row[f"knockout_none{short}"] for short in ("", "_sums", "_median")}) == 3
+    assert "What is left of confusions" in table.markdown(table.build(results))
+
+
+def test_controls_stand_beside_the_oracle(results):
+    probe = next(one for one in results if (one.kind, one.model) == ("probe", BIDIR.name))
+    layer = drop_recovery(probe).peak_layer
+    more = [Measure("shuffled_miou", value, "%", 12, site) for site, value in (("encoder", 3.0), ("llm.1", 4.5))]
+    more += [Measure("position_miou", 11.0, "%", 12, interval=Interval(10.0, 12.0))]
+    more += [Measure("miou_fg20", 60.0 + at, "%", 12, f"llm.{at}") for at in range(1, 9)]
+    row = table.rows(table.build([replace(probe, measures=(*probe.measures, *more))]))[0]
+    assert (row["shuffled"], row["position"], row["position_low"], row["miou_fg20"]) == (4.5, 11.0, 10.0, 60.0 + layer)
+    assert not {"shuffled", "position", "miou_fg20"} & set(table.rows(table.build([probe]))[0])
 
 
 def test_cells_cannot_open_markup_or_formulas(results):
