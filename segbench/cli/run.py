@@ -225,7 +225,7 @@ def _own(results: "Sequence[Result]", finished: "Sequence[Result]") -> str:
     others = [one for one in finished if one.kind not in registry.names("kinds")]
     parts = [table.markdown(rows)] if len(rows) or not others else []
     if others:
-        names = ("model", "task", "seed", "limit", "metric", "site", "key", "value", "unit")
+        names = ("model", "task", "seed", "limit", "partial", "metric", "site", "key", "value", "unit")
         measures = table.rows(table.records(others))
         shown = [name for name in names if any(name in one for one in measures)]
         parts.append(as_columns({name: one.get(name, "") for name in shown} for one in measures))
