@@ -48,6 +48,13 @@ _STRANGERS = {
 }
 
 
+class Mark(NamedTuple):
+    """Untreated masks of a data set hold one of these values in at least this share of any few dozen of them."""
+
+    values: frozenset[int]
+    share: float
+
+
 @dataclass(frozen=True)
 class Labels:
     """What the values in the mask files of a data set stand for: the one place where labels are shifted or ignored."""
@@ -55,7 +62,7 @@ class Labels:
     classes: int
     meaning: Mapping[int, int]  # value in the file -> class id or IGNORE; any other value is refused
     strange: Mapping[int, str] = field(default_factory=dict)  # what a value says about the file that holds it
-    marks: frozenset[int] = frozenset()  # untreated files of this data set hold one of these nearly everywhere
+    marks: tuple[Mark, ...] = ()
 
     def __post_init__(self) -> None:
         assert 1 <= self.classes <= IGNORE, f"{self.classes} classes do not fit into 0..{IGNORE - 1}"

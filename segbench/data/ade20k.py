@@ -6,8 +6,8 @@
 Other pixels are out of the official evaluation, so 0 is ignored and k is class k - 1, here and nowhere else.
 """
 
-from segbench.data import native
-from segbench.images import Labels
+from segbench.data import hub, native
+from segbench.images import Labels, Mark
 from segbench.specs import Split
 from segbench.types import IGNORE, Dataset
 
@@ -16,7 +16,7 @@ LABELS = Labels(
     150,
     {0: IGNORE} | {value: value - 1 for value in range(1, 151)},
     {IGNORE: "published masks hold no 255, so these labels were already shifted (reduce_zero_label)"},
-    frozenset([0]),
+    (Mark(frozenset([0]), 0.5),),
 )
 
 
@@ -27,9 +27,12 @@ class Params(native.Params):
 
 
 def load(params: Params, split: Split) -> Dataset:
-    """One split; errors as in `native.split`."""
+    """One split; errors as in `native.split` and `hub.split`."""
+    published = params.known.images[split]
+    if params.hub:
+        return hub.split(params, LABELS, split, published)
     pairs: dict[Split, list[native.Pair]] = {
         one: native.beside(params.path / "images" / folder, params.path / "annotations" / folder)
         for one, folder in FOLDERS.items()
     }
-    return native.split(params, LABELS, pairs, split, params.known.images[split])
+    return native.split(params, LABELS, pairs, split, published)

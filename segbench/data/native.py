@@ -6,23 +6,29 @@ refuse what is not complete, what was already treated, and what lies in train an
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationInfo, model_validator
 
 from segbench.data import checksums
 from segbench.errors import DataError, MissingInput
 from segbench.images import File, Labels, decode_pair, mask_values
 from segbench.records import digest
+from segbench.registry import nearest
 from segbench.specs import Spec, Split
 from segbench.types import Dataset, Sample
 
 NATIVE_VERSION = 1  # part of every manifest: any change to what is read from the same files raises it
-LOOKED_AT = 16  # masks of a split whose values are looked at before anything is measured
+LOOKED_AT = 64  # masks of a split whose values are looked at before anything is measured
+
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Params(Spec):
 
     path: Path = Field(description="its folder; left out: looked for in the data folder (--data)")
     partial: bool = Field(default=False, description="take what is there of it; such cells never enter the leaderboard")
+    hub: str | None = Field(default=None, description="ORG/NAME of a copy on the Hugging Face hub, instead of a folder")
+    revision: str | None = Field(default=None, description="commit of that copy, 40 hexadecimal digits")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,6 +92,30 @@ class Params(Spec):
         if not isinstance(keys, Mapping) or "path" in keys:
             return keys
         return {**keys, "path": str(place(cls.known, (info.context or {}).get("data", Path())))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_origin(cls, keys: Any) -> Any:
+        if isinstance(keys, Mapping) and "hub" in keys and "path" in keys:
+            raise ValueError("'path' and 'hub' are both given; keep one")
+        return keys
+
+    @model_validator(mode="after")
+    def _known_copy(self) -> "Params":
+        if self.revision is not None and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"revision: expected a commit of 40 hexadecimal digits (branches and tags move), got {self.revision!r}"
+            )
+        if self.hub is None:
+            if self.revision is not None:
+                raise ValueError("'revision' is a commit of the 'hub' copy, which is not given")
+            return self
+        copies = self.known.facts["hub"]
+        if self.hub not in copies:
+            raise ValueError(f"hub: no copy {self.hub!r} of {self.known.title}{nearest(self.hub, copies)}")
+        if self.revision is None and copies[self.hub]["revision"] is None:
+            raise ValueError(f"'hub' needs the 'revision' of {self.hub} that is meant, 40 hexadecimal digits")
+        return self
 
 
 def place(known: Published, home: Path) -> Path:
@@ -101,6 +133,7 @@ class Pair:
     image: Path
     mask: Path
     cluster: str | None = None
+    marked: bool = True  # whether its mask is one of those that should hold the marks of untreated labels
 
 
 class Native(Dataset):
@@ -123,7 +156,8 @@ class Native(Dataset):
     def manifest(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # reads every byte, once
         files = [path for pair in self.pairs for path in (pair.image, pair.mask)]
         sums = checksums.of(self.root, files)
-        self._refuse_treated()
+        marked = [pair.mask for pair in self.pairs if pair.marked]
+        refuse_treated(self.known, self.labels, [File.of(mask) for mask in evenly(marked)], str(self.root))
         lines = [[pair.name, sums[pair.image], sums[pair.mask]] for pair in self.pairs]
         return digest({"native": NATIVE_VERSION, "set": self.known.name, "classes": self.classes, "files": lines})
 
@@ -135,21 +169,30 @@ class Native(Dataset):
         # As stored where an EXIF tag leaves it open: so do the official tools of these data sets, which know no tags.
         return decode_pair(pair.name, File.of(pair.image), File.of(pair.mask), self.labels, "as stored")
 
-    def _refuse_treated(self) -> None:
-        """DataError if labels were shifted before: a few masks of any split show what only untreated files hold."""
-        if not self.labels.marks:
-            return
-        some = self.pairs[:: -(-len(self.pairs) // LOOKED_AT)]
-        for pair in some:
-            values = mask_values(File.of(pair.mask))
-            self.labels.ids(values, str(pair.mask))
-            if self.labels.marks & set(values.flat):
-                return
-        marks = " or ".join(map(str, sorted(self.labels.marks)))
-        raise DataError(
-            f"{self.root}: none of {len(some)} masks holds {marks}, which nearly every one of {self.known.title} does;"
-            f" its labels seem to have been shifted or filled already, and must be as published ({self.known.page})"
-        )
+
+def evenly(items: Sequence[Some]) -> Sequence[Some]:
+    """At most LOOKED_AT of them, from all over."""
+    return items[:: -(-len(items) // LOOKED_AT)] if items else items
+
+
+def refuse_treated(known: Published, labels: Labels, masks: Sequence[File], place: str) -> None:
+    """DataError if labels were shifted or filled before: a few masks of any split show what only untreated ones hold.
+
+    What so few masks cannot show (two classes exchanged) is left to the label statistics of `segbench data verify`.
+    """
+    found = []
+    for mask in masks:
+        values = mask_values(mask)
+        labels.ids(values, mask.name)
+        found.append({int(value) for value in np.unique(values)})
+    for mark in labels.marks:
+        holding = sum(not mark.values.isdisjoint(values) for values in found)
+        if holding < int(mark.share * len(found) + 0.5):
+            raise DataError(
+                f"{place}: {holding} of {len(found)} masks hold {_either(mark.values)}, but of {known.title} as"
+                f" published at least {mark.share:.0%} do; its labels seem to have been shifted or filled already, and"
+                f" must be as published ({known.page})"
+            )
 
 
 def split(
@@ -159,59 +202,109 @@ def split(
     wanted: Split,
     published: int,
     subsets: Mapping[str, tuple[int, ...]] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Native:
     """The wanted one of both splits, complete unless `partial` allows less.
 
     MissingInput if images are not there, DataError if there are more than were published, or if one is in both splits.
     """
     known, found = params.known, pairs[wanted]
+    if classes is not None:
+        known = replace(known, classes=tuple(classes))
     if both := sorted({one.name for one in pairs["train"]} & {one.name for one in pairs["val"]}):
         raise DataError(f"{params.path}: {both[0]} and {len(both) - 1} more are in train and in val")
-    if len(found) > published:
-        raise DataError(
-            f"{params.path}: {len(found):,} {wanted} images, but {known.title} has {published:,}; take out what is"
-            " not part of it"
-        )
-    if not found or (len(found) < published and not params.partial):
-        raise MissingInput(
-            f"{params.path}: {len(found):,} of {published:,} {wanted} images of {known.title} are there; first:"
-            f" segbench data get {known.name}" + (", or set `partial: true` in the task's data" if found else "")
-        )
+    complete(known, str(params.path), len(found), wanted, published, params.partial, f"segbench data get {known.name}")
     native = Native(known, labels, params.path, found, subsets or {})
     if len(found) < published:
         native.published = published
     return native
 
 
-def beside(images: Path, masks: Path, suffix: str = ".jpg") -> list[Pair]:
-    """Pairs of the files `images/NAME.jpg` and `masks/NAME.png`, by name; MissingInput for what has no partner."""
-    pictures = {path.stem: path for path in files(images, suffix)}
-    truths = {path.stem: path for path in files(masks, ".png")}
-    if alone := sorted(pictures.keys() ^ truths.keys()):
+def complete(known: Published, place: str, found: int, split: Split, published: int, partial: bool, get: str) -> None:
+    """DataError if there are more images than were published; MissingInput, with how to `get` them, if fewer."""
+    if found > published:
+        raise DataError(
+            f"{place}: {found:,} {split} images, but {known.title} has {published:,}; take out what is not part of it"
+        )
+    if not found or (found < published and not partial):
+        raise MissingInput(
+            f"{place}: {found:,} of {published:,} {split} images of {known.title} are there; first: {get}"
+            + (", or set `partial: true` in the task's data" if found else "")
+        )
+
+
+def beside(
+    images: Path,
+    masks: Path,
+    picture: str = ".jpg",
+    truth: str = ".png",
+    cluster: str | None = None,
+    aside: str | None = None,
+) -> list[Pair]:
+    """Pairs of the files `images/NAME.jpg` and `masks/NAME.png`, by name; MissingInput for what has no partner.
+
+    Masks that end in `aside` are no part of the data set.
+    """
+    pictures, truths = names(images, picture), names(masks, truth)
+    if aside is not None:
+        truths = {name for name in truths if not (name + truth).endswith(aside)}
+    if alone := sorted(pictures ^ truths):
         there, absent = (images, masks) if alone[0] in pictures else (masks, images)
         raise MissingInput(
             f"{there}: {len(alone):,} files have no partner, the first is {alone[0]}, which is not in {absent}"
         )
-    return [Pair(name, pictures[name], truths[name]) for name in sorted(pictures)]
+    return [Pair(name, images / (name + picture), masks / (name + truth), cluster) for name in sorted(pictures)]
+
+
+def of(wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", marked: bool = True) -> list[Pair]:
+    """Pairs of the wanted names, as far as they are there; MissingInput where only one of picture and mask is."""
+    pictures, truths = names(images, picture), names(masks, ".png")
+    wanted = set(wanted)
+    if alone := sorted(wanted & (pictures ^ truths)):
+        there, absent = (images, masks) if alone[0] in pictures else (masks, images)
+        raise MissingInput(f"{absent}: {alone[0]} and {len(alone) - 1} more are not there, but in {there}")
+    there = sorted(wanted & pictures)
+    return [Pair(name, images / (name + picture), masks / f"{name}.png", marked=marked) for name in there]
+
+
+def names(folder: Path, tail: str) -> set[str]:
+    """What the files of a folder that end so are called before that; nothing where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    return {name.removesuffix(tail) for name in files if name.endswith(tail) and not name.startswith(".")}
 
 
 def listed(path: Path) -> list[str]:
-    """The names in a list file, one a line; MissingInput if it is not there, DataError for a strange name."""
+    """The names in a list file: `NAME` or `FOLDER/NAME.jpg FOLDER/NAME.png`, one image a line.
+
+    MissingInput if the file is not there, DataError for a strange name, one that is there twice or two on a line.
+    """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: there is no such list") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if odd := [name for name in names if ".." in Path(name).parts or "\\" in name or not name.isprintable()]:
-        raise DataError(f"{path}: {odd[0]!r} is no name of an image")
-    if len(set(names)) < len(names):
+    found = [[PurePosixPath(part).stem for part in line] for line in lines]
+    for stems in found:
+        if len(set(stems)) != 1 or not re.fullmatch(r"\w[\w.-]*", stems[0]):
+            raise DataError(f"{path}: {' '.join(stems)!r} is no name of an image")
+    if len({stems[0] for stems in found}) < len(found):
         raise DataError(f"{path}: lists an image twice")
-    return names
+    return [stems[0] for stems in found]
 
 
-def files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder by that suffix, in order; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
+def first_there(*folders: Path) -> Path:
+    """The first of the places where a folder may lie, or the usual one, which comes first."""
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _either(values: Iterable[int]) -> str:
+    """Numbers in words: `0 or 11`, `one of 171..181`."""
+    few = sorted(values)
+    return " or ".join(map(str, few)) if len(few) < 4 else f"one of {few[0]}..{few[-1]}"
