@@ -171,12 +171,15 @@ def test_a_label_beyond_the_classes_is_told_and_writes_nowhere(library, monkeypa
     grid_map = GridMap.squash((5, 4), (37, 50))
     mask, logits = scene(grid_map, 3, seed=0, ignored=0)
     target = Target.of(grid_map, mask)
-    wrong = replace(target, labels=torch.where(target.labels == 2, 1000, target.labels).short())
+    kept = int((target.labels != 2).sum())
+    wrong = replace(target, labels=torch.where(target.labels == 2, 3, target.labels).short())
     for kernel in (compiled.load(library), None):
         monkeypatch.setattr(compiled, "making", lambda kernel=kernel: compiled.Making("", kernel))
         with pytest.raises(CellError, match=r"of 1850 labelled pixels were counted; .* beyond the probe's 3"):
             kernels.upsampled_counts(logits, wrong)
         assert kernels.upsampled_counts(logits, target)[..., 1].sum() == 2 * 1850
+    counts = compiled.load(library).counts(logits, wrong, None)
+    assert (counts[..., 1:].sum(1) == kept).all()  # class 3 of the first probe would be class 0 of the second
 
 
 def test_what_cannot_be_used_says_why_and_the_plain_making_stands_in(library, tmp_path, monkeypatch, caplog):
