@@ -16,6 +16,7 @@ Counts are whole numbers, and sums of whole numbers below 2^53 are exact in floa
 of threads or on the order of the images' sums.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def sampled_median(values: Num[np.ndarray, "rows m"], image: Int[np.ndarray, " r
     weights = np.concatenate([np.ones((1, len(units.of)), np.int32), units.drawn()])[:, image]
     found = []
     for column in values.T:
-        medians = _weighted_median(column, weights)
+        medians = weighted_median(column, weights)
         found.append(Sampled(float(medians[0]), medians[1:], units.count, "drawing"))
     return found
 
@@ -170,6 +171,7 @@ def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Int32[np.ndarray, "d
     return random.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.int32)
 
 
+@functools.cache
 def student(probability: float, freedom: int | float) -> float:
     """The value that Student's t stays below with this probability (above one half).
 
@@ -270,7 +272,7 @@ def intervals(drawn: Float[np.ndarray, "draws l"]) -> list[Interval | None]:
     return [interval(column) for column in drawn.T]
 
 
-def _weighted_median(
+def weighted_median(
     values: Num[np.ndarray, " rows"], weights: Int[np.ndarray, "draws rows"]
 ) -> Float[np.ndarray, " draws"]:
     """Median of the values, each as often as its weight says; between the two middle ones where the count is even."""

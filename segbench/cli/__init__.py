@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import segbench
-from segbench.cli import board, compare, convert, look, model, run, train
+from segbench.cli import board, compare, convert, look, model, power, run, train
 from segbench.cli.say import INCOMPLETE, NOT_COMPARABLE, WRONG, say
 from segbench.errors import NotComparable, SegbenchError, SpecError, Stopped
 
@@ -47,6 +47,7 @@ app.command("list")(look.list_)
 app.command()(look.show)
 app.command()(look.doctor)
 app.command()(compare.compare)
+app.command()(power.power)
 app.command()(train.train)
 app.command()(convert.convert)
 app.add_typer(board.app, name="leaderboard", help="Make tables and pictures of what was measured.")

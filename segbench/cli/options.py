@@ -1,5 +1,6 @@
 """Options that several commands have, and what they mean."""
 
+import fnmatch
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,11 @@ def library(include: Sequence[Path] | None, data: Path | None = None) -> "Librar
         if folder not in sys.path:
             sys.path.append(folder)  # behind everything installed: a data.py there shadows nothing
     return Library(tuple(include or ()), data)
+
+
+def chosen(name: str, patterns: str | None) -> bool:
+    """Whether names or patterns with commas name it; all where none is given."""
+    return patterns is None or any(fnmatch.fnmatchcase(name, one.strip()) for one in patterns.split(","))
 
 
 def overridden(text: str | None, weights: Path | None, preprocess: str | None) -> dict[str, Any]:
