@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from segbench.kernels import build
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of a copy of the project in which somebody has trained, with stand-ins for large weights."""
+def project(tmp_path_factory):
+    """A copy of the project in which somebody has trained, with stand-ins for large weights."""
     copy = tmp_path_factory.mktemp("project")
     for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CHANGELOG.md", "hatch_build.py"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
@@ -24,10 +26,30 @@ def wheel(tmp_path_factory):
                 there.write_bytes(b"weights" if path.suffix == ".safetensors" else path.read_bytes())
     (copy / "models/training-work/scratch").mkdir(parents=True)
     (copy / "models/training-work/scratch/pool.npy").write_bytes(b"gigabytes")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", copy / "dist", copy]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = (copy / "dist").glob("*.whl")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(project):
+    return make_wheel(project, project / "dist", os.environ)
+
+
+def make_wheel(project, folder, environ):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project]
+    subprocess.run(command, check=True, capture_output=True, env=environ)
+    (path,) = folder.glob("*.whl")
     return path
+
+
+def making(wheel, folder):
+    """What the kernels of a wheel say of themselves where nothing but it is at hand."""
+    zipfile.ZipFile(wheel).extractall(folder / "target")
+    code = "from segbench import kernels; print(kernels.making())"
+    environ = {**os.environ, "PYTHONPATH": str(folder / "target")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 def test_the_wheel_holds_specs_weights_recipes_and_curves_but_no_workspace(wheel):
@@ -57,3 +79,20 @@ def test_an_installed_wheel_finds_its_tasks_and_models_from_an_empty_folder(whee
         )
         assert done.returncode == 0, done.stderr
         assert name in {row["name"] for row in json.loads(done.stdout)}
+
+
+def test_a_wheel_made_with_a_compiler_is_of_its_platform_and_holds_compiled_kernels(wheel, tmp_path):
+    try:
+        build.build(tmp_path / build.LIBRARY.name, os.environ.get("CC"))
+    except build.BuildError as error:
+        pytest.skip(f"the compiled kernels are not tested: {error}")
+    assert "-py3-none-" in wheel.name  # any Python: the library knows nothing of it
+    assert not wheel.name.endswith("-any.whl")
+    assert making(wheel, tmp_path).startswith("compiled C, ")
+
+
+def test_a_wheel_made_without_a_compiler_is_of_any_platform_and_evaluates_in_plain_pytorch(project, wheel, tmp_path):
+    bare = make_wheel(project, tmp_path / "dist", {**os.environ, "CC": "no-such-compiler"})  # beside an older library
+    assert bare.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(bare).namelist() if name.endswith(".so")]
+    assert making(bare, tmp_path).startswith("plain PyTorch (not compiled; ")
