@@ -1,8 +1,9 @@
-"""sha256 of many files, each read once: what has the size and the time of its last change is not read again.
+"""sha256 of many files, each read once: what has not changed since is not read again.
 
-They are kept as JSON in the user's cache, one file per folder of a data set. Everything in it can be made again, so a
-damaged or missing file costs time, never a number. What changes a file's bytes but neither its size nor its time (bit
-rot) is found by `segbench data verify`, which reads everything.
+What tells a change are the size, the time of the last change of the content, and that of the inode (which copying or
+unpacking with old times does not bring back). They are kept as JSON in the user's cache, one file per folder of a data
+set. Everything in it can be made again, so a damaged or missing file costs time, never a number. What changes bytes
+and none of these (bit rot) is found by `segbench data verify`, which reads everything.
 """
 
 import contextlib
@@ -10,80 +11,136 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 from segbench.errors import DataError, MissingInput
 from segbench.files import cache_home, sha256, write_whole
 
-WORKERS = 8  # reading waits for the disk; hashing leaves the interpreter's lock
+WORKERS = 8  # reading waits for the disk; hashing and decoding leave the interpreter's lock
+WAITING = 4 * WORKERS  # files begun before the first of them is asked for
+FRESH = 2.0  # seconds: clocks of file systems tick as slowly, so that a second change within may not show
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 _log = logging.getLogger(__name__)
 
 
-def of(root: Path, files: Sequence[Path], again: bool = False) -> dict[Path, str]:
-    """sha256 in hexadecimal of files below a folder; with `again`, every file is read whatever is remembered.
+class Stamp(NamedTuple):
+    """What differs after a change."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds
+    changed: int  # nanoseconds, of the inode
+
+    @property
+    def settled(self) -> bool:
+        """Whether the file cannot change any more without another stamp, if this one was just taken."""
+        return abs(time.time_ns() - max(self.modified, self.changed)) >= FRESH * 1e9
+
+
+class Sum(NamedTuple):
+    """A file's sha256 in hexadecimal, and what it looked like before it was read."""
+
+    stamp: Stamp
+    sha256: str
+    settled: bool = True  # whether a later change would show in the stamp
+
+
+def of(root: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """sha256 in hexadecimal of files below a folder.
 
     MissingInput for a file that is not there, DataError for one that cannot be read or lies outside.
     """
-    remembered = {} if again else _remembered(root)
-    known: dict[Path, str] = {}
-    stamps: dict[Path, list[int]] = {}
+    remembered, known, unread = remembered_in(root), dict[Path, str](), dict[Path, Stamp]()
     for path in files:
-        stamps[path] = _stamp(path)
-        entry = remembered.get(_key(root, path))
-        if entry and entry[:2] == stamps[path]:
-            known[path] = entry[2]
-    unread = [path for path in files if path not in known]
+        now, entry = stamp(path), remembered.get(key(root, path))
+        if entry and entry.stamp == now:
+            known[path] = entry.sha256
+        else:
+            unread[path] = now
     if unread:
-        begun = time.monotonic()
-        with ThreadPoolExecutor(WORKERS) as pool:
-            known |= zip(unread, pool.map(_sum, unread), strict=True)
-        remembered |= {_key(root, path): [*stamps[path], known[path]] for path in unread}
-        _remember(root, remembered)
+        begun, settled = time.monotonic(), {path for path, now in unread.items() if now.settled}
+        found = dict(zip(unread, in_order(_sum, unread), strict=True))
+        remember(root, {path: Sum(unread[path], found[path], path in settled) for path in unread})
+        known |= found
         _log.info("%s: %d files read for their checksums in %.1f s", root, len(unread), time.monotonic() - begun)
     return {path: known[path] for path in files}
 
 
-def place(root: Path) -> Path:
-    """Where the checksums of a folder are kept."""
-    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return cache_home() / "checksums" / f"{name}.json"
+def unread(root: Path, files: Iterable[Path]) -> list[Path]:
+    """Those files below a folder whose checksum, as they are now, is not known."""
+    remembered = remembered_in(root)
+    entries = ((path, remembered.get(key(root, path))) for path in files)
+    return [path for path, entry in entries if entry is None or entry.stamp != stamp(path)]
 
 
-def _remembered(root: Path) -> dict[str, list[Any]]:
+def remembered_in(root: Path) -> dict[str, Sum]:
+    """What is known of the files of a folder, by their path in it; nothing where it cannot be read."""
     try:
-        content = json.loads(place(root).read_bytes())
+        content = json.loads(_place(root).read_bytes())
         files = content["files"] if content["root"] == str(root.resolve()) else {}
-        good = {name: one for name, one in files.items() if [type(part) for part in one] == [int, int, str]}
+        whole = {name: one for name, one in files.items() if [type(part) for part in one] == [int, int, int, str]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return good
+    return {name: Sum(Stamp(*one[:3]), one[3]) for name, one in whole.items()}
 
 
-def _remember(root: Path, files: dict[str, list[Any]]) -> None:
-    content = json.dumps({"root": str(root.resolve()), "files": files})
+def remember(root: Path, sums: Mapping[Path, Sum]) -> None:
+    """Keep the checksums of files, beside what is known of others, unless they changed a moment ago."""
+    kept = {key(root, path): one for path, one in sums.items() if one.settled}
+    entries = {name: [*one.stamp, one.sha256] for name, one in (remembered_in(root) | kept).items()}
+    content = json.dumps({"root": str(root.resolve()), "files": entries})
     with contextlib.suppress(OSError):  # a full or read-only home costs the next run time, nothing else
-        write_whole(place(root), content.encode())
+        write_whole(_place(root), content.encode())
 
 
-def _key(root: Path, path: Path) -> str:
+def folder_id(root: Path) -> str:
+    """What a folder's file in the cache is called."""
+    return hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def key(root: Path, path: Path) -> str:
+    """A file's path in its folder; DataError if it lies outside."""
     try:
         return str(path.relative_to(root))
     except ValueError as error:
         raise DataError(f"{path}: lies outside {root}") from error
 
 
-def _stamp(path: Path) -> list[int]:
+def stamp(path: Path) -> Stamp:
+    """MissingInput if there is no such file, DataError if nothing can be known of it."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: there is no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return [status.st_size, status.st_mtime_ns]
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What threads make of items, in their order, with few of them in memory at any time."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) >= WAITING:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+def _place(root: Path) -> Path:
+    return cache_home() / "checksums" / f"{folder_id(root)}.json"
 
 
 def _sum(path: Path) -> str:
