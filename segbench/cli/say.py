@@ -18,6 +18,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def shown(text: str) -> str:
+    """Text on one line, in which no name of a file and nothing that it holds can command a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def as_columns(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as aligned text under the names of their keys; lists with commas."""
     from tabulate import tabulate
