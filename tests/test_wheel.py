@@ -18,7 +18,7 @@ def project(tmp_path_factory):
     copy = tmp_path_factory.mktemp("project")
     for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CHANGELOG.md", "hatch_build.py"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    for folder in ("segbench", "tasks", "models"):
+    for folder in ("segbench", "tasks", "models", "leaderboard"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and not {"__pycache__", "training-work"} & set(path.parts):
                 there = copy / path.relative_to(ROOT)
@@ -54,7 +54,7 @@ def making(wheel, folder):
 
 def test_the_wheel_holds_specs_weights_recipes_and_curves_but_no_workspace(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("tasks", "models"):
+    for folder in ("tasks", "models", "leaderboard/reported"):
         for path in (ROOT / folder).glob("*.yaml"):
             assert f"segbench/_data/{folder}/{path.name}" in names
     for name in ("model.safetensors", "config.json", "recipe.yaml", "training.json"):
