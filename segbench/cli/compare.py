@@ -103,7 +103,8 @@ def _facts(one: "Comparison") -> dict[str, Any]:
             if found.interval:
                 told |= {"low": found.interval.low, "high": found.interval.high}
         rows.append(_numbers(told | {"verdict": row.verdict}))
-    head = {"task": one.task, "model": one.model, "baseline": one.baseline, "images": one.images, "margin": one.margin}
+    head = {"task": one.task, "model": one.model, "baseline": one.baseline, "images": one.images}
+    head |= {"clusters": one.clusters, "margin": one.margin}
     head |= {"seeds": {"model": one.seeds[0], "baseline": one.seeds[1]}, "incomplete": one.incomplete}
     return _numbers(head) | {"rows": rows}
 
@@ -122,11 +123,14 @@ def _text(one: "Comparison") -> str:
             shown["withstands"] = _number(found.withstands()) if found else ""
         rows.append(shown | {"verdict": row.verdict})
     seeds = " and ".join(",".join(map(str, side)) for side in one.seeds)
-    head = f"{one.task}: {one.images} images, probe seeds {seeds}"
+    images = f"{one.images} images" + (f" in {one.clusters} clusters" if one.clusters else "")
+    head = f"{one.task}: {images}, probe seeds {seeds}"
     if one.incomplete:
         head += f"\nNO RESULT, only a pilot: {one.incomplete}"
-    drawn = "images" if single else "images and probe seeds"
-    notes = BETWEEN.format(margin=one.margin, drawn=drawn) + (f"\n{ONE_SEED}" if single else "")
+    units = "clusters of images" if one.clusters else "images"
+    notes = BETWEEN.format(margin=one.margin, drawn=units if single else f"{units} and probe seeds") + (
+        f"\n{ONE_SEED}" if single else ""
+    )
     return f"{head}\n\n{as_columns(rows)}\n\n{notes}"
 
 

@@ -41,6 +41,7 @@ class Difference:
 
         With one probe seed each nobody knows how far another training of the probes would have gone. Better and worse
         then suppose that the standard deviation over seeds is no more than the margin, and same holds for these probes.
+        How often this errs, and what it finds: `benchmarks/null_comparison.py`.
         """
         if self.interval is None:
             return "undecided"
@@ -85,6 +86,7 @@ class Comparison:
     baseline: str
     seeds: tuple[tuple[int, ...], tuple[int, ...]]
     images: int
+    clusters: int | None  # that the images were taken in, where the data set says so: what the intervals are over
     margin: float
     incomplete: str | None  # why it is no result: limited, or on a part of the data set
     rows: tuple[Compared, ...]
@@ -108,6 +110,7 @@ def compare(ours: Sequence[Result], theirs: Sequence[Result], margin: float = MA
         baseline=second.model,
         seeds=(tuple(one.seed for one in ours), tuple(one.seed for one in theirs)),
         images=len(first.about["images"]),
+        clusters=len(set(first.about["clusters"])) if "clusters" in first.about else None,
         margin=margin,
         incomplete=select.incomplete(first),
         rows=tuple(_compared(name, samples[0], samples[1], margin) for name in ordered),

@@ -114,6 +114,15 @@ def test_every_quantity_of_two_models_is_compared_over_the_same_images(tmp_path)
     assert layer.difference.images < 0.5  # the images alone differ by ten points
 
 
+def test_whole_clusters_are_left_out_where_there_are_any(tmp_path):
+    clusters = [f"city {index // 10}" for index in range(40)]
+    cells = [probe(tmp_path, model, 60, own=own, clusters=clusters) for own, model in enumerate((BIDIR, CAUSAL))]
+    got = compare(cells[:1], cells[1:])
+    layer = rows(got)["llm.1"].difference
+    assert (got.images, got.clusters) == (40, 4)
+    assert layer.interval.high - layer.value == pytest.approx(student(0.975, 3) * layer.images)
+
+
 def test_what_one_model_lacks_is_missing(tmp_path):
     got = compare([probe(tmp_path, BIDIR, 60, sites=SITES[1:])], [probe(tmp_path, CAUSAL, 60)])
     assert {row.quantity for row in got.rows if row.verdict == "missing"} == {"encoder", "drop"}
