@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import segbench
-from segbench.cli import board, compare, convert, look, model, power, run, train
+from segbench.cli import board, compare, convert, data, look, model, power, run, train
 from segbench.cli.say import INCOMPLETE, NOT_COMPARABLE, WRONG, say
 from segbench.errors import NotComparable, SegbenchError, SpecError, Stopped
 
@@ -51,6 +51,7 @@ app.command()(power.power)
 app.command()(train.train)
 app.command()(convert.convert)
 app.add_typer(board.app, name="leaderboard", help="Make tables and pictures of what was measured.")
+app.add_typer(data.app, name="data", help="Get published data sets, find and verify them.")
 app.add_typer(model.app, name="model", help="Look into one model.", hidden=not model.app.registered_commands)
 
 
