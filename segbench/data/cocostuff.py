@@ -21,7 +21,7 @@ from segbench.types import IGNORE, Dataset
 MASKS = ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations")
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # in the files; COCO's ids are one more
 USED = tuple(value for value in range(182) if value not in UNUSED)
-STRANGE = dict.fromkeys(
+STRANGE: dict[int, str] = dict.fromkeys(
     (*UNUSED, 182),
     "published masks never hold these ids, so these labels were already shifted, or reduced to 171 classes",
 )

@@ -2,8 +2,8 @@
 
 They are read as files are: the bytes of every picture and mask as they were stored, decoded and checked by
 `segbench.images`, treated by the same `Labels`. Nothing is fetched (`hf download` does that), no code of a repository
-is run, and rows are mapped from the disk, not held in memory. Which copies are known, with the commit, the columns and
-what their masks hold, is in published/NAME.json.
+is run. Rows are mapped from the disk, not held in memory: `datasets` makes its own uncompressed file of them, once.
+Which copies are known, with the commit, the columns and what their masks hold, is in published/NAME.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -123,10 +123,10 @@ class Rows(Dataset):
 
     def _file(self, index: int, column: str) -> File:
         where = f"{self.copy.repository}, row {index} of {self.split}, {column}"
-        data = self._rows.select_columns([column])[index][column]["bytes"]
-        if not data:
+        picture = self._rows[index][column]
+        if picture is None or not picture["bytes"]:
             raise DataError(f"{where}: holds no bytes of a picture")
-        return File(where, data)
+        return File(where, picture["bytes"])
 
 
 def _cached(copy: Copy) -> Path:
@@ -162,7 +162,7 @@ def _rows(copy: Copy, files: Sequence[Path]) -> "datasets.Dataset":
                 " pictures as bytes"
             )
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
+    return rows.select_columns(columns)
 
 
 def _holds_pictures(feature: Any) -> bool:

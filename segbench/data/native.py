@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationInfo, model_validator
@@ -125,15 +125,24 @@ def place(known: Published, home: Path) -> Path:
     return there[0] if there else own / known.folder
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A picture and its mask, by their files."""
+class Pair(NamedTuple):
+    """A picture and its mask, by their files. There may be 100,000, so that paths are made when they are asked for."""
 
     name: str
-    image: Path
-    mask: Path
+    images: Path
+    picture: str  # how the file names of pictures end
+    masks: Path
+    truth: str  # and those of masks
     cluster: str | None = None
     marked: bool = True  # whether its mask is one of those that should hold the marks of untreated labels
+
+    @property
+    def image(self) -> Path:
+        return self.images / (self.name + self.picture)
+
+    @property
+    def mask(self) -> Path:
+        return self.masks / (self.name + self.truth)
 
 
 class Native(Dataset):
@@ -253,7 +262,7 @@ def beside(
         raise MissingInput(
             f"{there}: {len(alone):,} files have no partner, the first is {alone[0]}, which is not in {absent}"
         )
-    return [Pair(name, images / (name + picture), masks / (name + truth), cluster) for name in sorted(pictures)]
+    return [Pair(name, images, picture, masks, truth, cluster) for name in sorted(pictures)]
 
 
 def of(wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", marked: bool = True) -> list[Pair]:
@@ -263,8 +272,7 @@ def of(wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", 
     if alone := sorted(wanted & (pictures ^ truths)):
         there, absent = (images, masks) if alone[0] in pictures else (masks, images)
         raise MissingInput(f"{absent}: {alone[0]} and {len(alone) - 1} more are not there, but in {there}")
-    there = sorted(wanted & pictures)
-    return [Pair(name, images / (name + picture), masks / f"{name}.png", marked=marked) for name in there]
+    return [Pair(name, images, picture, masks, ".png", marked=marked) for name in sorted(wanted & pictures)]
 
 
 def names(folder: Path, tail: str) -> set[str]:
