@@ -24,6 +24,7 @@ from segbench.stats import Sampled, Units
 from segbench.types import Interval
 
 LARGE, BLOCK = 400_000, 4_000  # images that the truth is taken from, and how many are drawn at once
+DRAWS = 400  # of the bootstrap: its coverage with 1000 is no other
 PATCHES = 576
 RISING = (0.0, -0.05, 0.02, 0.04, 0.045, 0.0455, 0.045)  # skill at encoder, adapter and layers; three near-equal
 EQUAL = (0.0, -0.05, *[0.04] * 12)
@@ -151,7 +152,7 @@ def probes(population: Population, replicates: int, large: int = LARGE) -> dict[
         counts, city = population.draw(random)
         units = Units.among(counts.shape[1], city or None)
         sites = stats.sampled(stats.miou, counts, units)
-        columns = stats.miou_draws(counts, units.drawn()).T
+        columns = stats.miou_draws(counts, units.drawn(DRAWS)).T
         drawn = [Sampled(one.value, column, units.count) for one, column in zip(sites, columns, strict=True)]
         ours, bootstrapped = segmentation(sites), segmentation(drawn)
         if city:
@@ -183,7 +184,7 @@ def starvation(images: int, cities: tuple[int, ...], replicates: int) -> dict[st
     tally = Tally(float(bidirectional - causal))
     city = np.repeat(np.arange(len(cities)), cities) if cities else np.arange(images)
     units, alone = Units.among(len(city), [str(one) for one in city] if cities else None), Units.among(len(city))
-    weights = units.drawn().astype(float)
+    weights = units.drawn(DRAWS).astype(float)
     for _ in range(replicates):
         hit, count = draw(random, city)
         ours, theirs = stats.sampled_ratio(hit, count, units)
@@ -222,7 +223,7 @@ def knockout(images: int, cities: tuple[int, ...], replicates: int) -> dict[str,
     tallies = {name: Tally(float(one[0])) for name, one in _persistence(large["n"][..., 0], large["n0"], None).items()}
     city = np.repeat(np.arange(len(cities)), cities) if cities else np.arange(images)
     clusters = [str(one) for one in city] if cities else None
-    weights = Units.among(len(city), clusters).drawn(400)
+    weights = Units.among(len(city), clusters).drawn(DRAWS)
     for _ in range(replicates):
         patches = draw(random, city)
         pairs = {**patches, "image": np.arange(len(patches["image"]))}

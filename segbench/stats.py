@@ -242,11 +242,6 @@ def miou_draws(counts: Int[np.ndarray, "l n k 3"], weights: Int[np.ndarray, "dra
     return draws(miou, counts, weights)
 
 
-def ratio(top: Num[np.ndarray, "n *rest"], bottom: Num[np.ndarray, "n *rest"]) -> Float[np.ndarray, "*rest"]:
-    """Sum of `top` over images divided by the sum of `bottom`; nan where nothing was counted."""
-    return _divide(top.sum(0, dtype=np.float64), bottom.sum(0, dtype=np.float64))
-
-
 def per_image(values: Num[np.ndarray, "m *rest"], image: Int[np.ndarray, " m"]) -> Float[np.ndarray, "n *rest"]:
     """Sums of rows that belong to the same image; images in ascending order, those without a row are not there.
 
@@ -265,11 +260,6 @@ def interval(drawn: Float[np.ndarray, " draws"]) -> Interval | None:
         return None
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Interval(float(low), float(high))
-
-
-def intervals(drawn: Float[np.ndarray, "draws l"]) -> list[Interval | None]:
-    """`interval` of every column."""
-    return [interval(column) for column in drawn.T]
 
 
 def weighted_median(

@@ -138,14 +138,14 @@ def _probe(model: Made, images: int, examples: int, seed: int, classes: Sequence
         "best_epochs": dict.fromkeys(SITES, 20),
         "train_images": 480,
     }
-    weights = stats.resamples(images)
-    values, drawn = stats.miou(counts.sum(1)), stats.miou_draws(counts, weights)
+    found = stats.sampled(stats.miou, counts, stats.Units.among(images))
     measures = [Measure("coverage", 100.0, "%", images)]
     measures += [Measure("classes_present", float(stats.present(counts[0]).sum()), "count", images)]
     measures += [Measure("oracle_miou", 88.4, "%", images)]
     measures += [
-        Measure("miou", float(values[row]), "%", images, site, None, stats.interval(drawn[:, row]))
-        for row, site in enumerate(SITES)
+        Measure("miou", one.value, "%", images, site, None, one.interval)
+        for site, one in zip(SITES, (sampled.estimate() for sampled in found), strict=True)
+        if one
     ]
     return {"counts": {"best": counts, "last": counts}, "examples": shown}, about, measures
 
@@ -191,8 +191,12 @@ def _starvation(model: Made, images: int, examples: int, seed: int, classes: Seq
         "grid": [h, w],
         "images": [f"scene-{index}" for index in range(images)],
     }
-    values = 100 * stats.ratio(hit, count)
-    measures = [Measure("patch_accuracy", float(v), "%", images, "llm.4", str(t)) for t, v in enumerate(values)]
+    found = [sampled.estimate() for sampled in stats.sampled_ratio(hit, count, stats.Units.among(images))]
+    measures = [
+        Measure("patch_accuracy", one.value, "%", images, "llm.4", str(t), one.interval)
+        for t, one in enumerate(found)
+        if one
+    ]
     return {"positions": {"hit": hit, "count": count}}, about, measures
 
 

@@ -62,7 +62,7 @@ def gain(result: Result, baseline: Result) -> Estimate | None:
 
 
 def sampled(result: Result) -> dict[str, Sampled]:
-    """Every site of one probe cell, its drop, peak and recovery, each with what it is in every resample."""
+    """Every site of one probe cell, its drop, peak and recovery, each with what it is without each unit."""
     found = _curve(result)
     adapter, peak = found.get("adapter"), _peak(found)
     if adapter and "encoder" in found:
