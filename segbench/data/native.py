@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from segbench.data import checksums
 from segbench.errors import DataError, MissingInput
-from segbench.images import File, Labels, decode_pair, mask_values
+from segbench.images import File, Labels, Mark, decode_pair, mask_values
 from segbench.records import digest
 from segbench.registry import nearest
 from segbench.specs import Spec, Split
@@ -134,7 +134,7 @@ class Pair(NamedTuple):
     masks: Path
     truth: str  # and those of masks
     cluster: str | None = None
-    marked: bool = True  # whether its mask is one of those that should hold the marks of untreated labels
+    marks: tuple[Mark, ...] | None = None  # of untreated masks like this one, where they are not those of its data set
 
     @property
     def image(self) -> Path:
@@ -165,8 +165,12 @@ class Native(Dataset):
     def manifest(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # reads every byte, once
         files = [path for pair in self.pairs for path in (pair.image, pair.mask)]
         sums = checksums.of(self.root, files)
-        marked = [pair.mask for pair in self.pairs if pair.marked]
-        refuse_treated(self.known, self.labels, [File.of(mask) for mask in evenly(marked)], str(self.root))
+        alike: dict[tuple[Mark, ...], list[Pair]] = {}
+        for pair in self.pairs:
+            alike.setdefault(self.labels.marks if pair.marks is None else pair.marks, []).append(pair)
+        for marks, pairs in alike.items():
+            masks = [File.of(pair.mask) for pair in evenly(pairs)]
+            refuse_treated(self.known, replace(self.labels, marks=marks), masks, str(self.root))
         lines = [[pair.name, sums[pair.image], sums[pair.mask]] for pair in self.pairs]
         return digest({"native": NATIVE_VERSION, "set": self.known.name, "classes": self.classes, "files": lines})
 
@@ -265,14 +269,16 @@ def beside(
     return [Pair(name, images, picture, masks, truth, cluster) for name in sorted(pictures)]
 
 
-def of(wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", marked: bool = True) -> list[Pair]:
+def of(
+    wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", marks: tuple[Mark, ...] | None = None
+) -> list[Pair]:
     """Pairs of the wanted names, as far as they are there; MissingInput where only one of picture and mask is."""
     pictures, truths = names(images, picture), names(masks, ".png")
     wanted = set(wanted)
     if alone := sorted(wanted & (pictures ^ truths)):
         there, absent = (images, masks) if alone[0] in pictures else (masks, images)
         raise MissingInput(f"{absent}: {alone[0]} and {len(alone) - 1} more are not there, but in {there}")
-    return [Pair(name, images, picture, masks, ".png", marked=marked) for name in sorted(wanted & pictures)]
+    return [Pair(name, images, picture, masks, ".png", marks=marks) for name in sorted(wanted & pictures)]
 
 
 def names(folder: Path, tail: str) -> set[str]:

@@ -32,6 +32,7 @@ LABELS = Labels(
     dict.fromkeys(range(21, IGNORE), "the palette's indices are the classes, not its colours turned to grey"),
     (Mark(frozenset([0]), 0.5), Mark(frozenset([IGNORE]), 0.5)),
 )
+OF_SBD = (Mark(frozenset([0]), 0.5),)  # its masks have no border
 SUBSETS = {"fg20": tuple(range(1, 21))}
 
 
@@ -60,7 +61,7 @@ def load(params: Params, split: Split) -> Dataset:
     }
     if params.train == "aug":
         more = set(_augmented(lists)) - set(own)
-        pairs["train"] += native.of(more, images, root / "SegmentationClassAug", marked=False)
+        pairs["train"] += native.of(more, images, root / "SegmentationClassAug", marks=OF_SBD)
         pairs["train"].sort(key=lambda pair: pair.name)
     return native.split(params, LABELS, pairs, split, published, SUBSETS)
 

@@ -94,6 +94,15 @@ def test_images_of_voc_have_the_masks_of_voc_with_their_border(tmp_path):
     assert data.manifest  # masks of SBD have no border, and need none
 
 
+def test_shifted_masks_of_sbd_are_refused_beside_untouched_ones_of_voc(tmp_path):
+    root = trees.voc2012(tmp_path)
+    masks = root.glob("VOCdevkit/VOC2012/SegmentationClassAug/*.png")
+    trees.treat(masks, trees.to({0: 255} | {value: value - 1 for value in range(1, 21)}))
+    with pytest.raises(DataError, match="0 of 5 masks hold 0, but of PASCAL VOC 2012"):
+        loaded(root, train="aug").manifest  # noqa: B018
+    assert loaded(root).manifest
+
+
 def test_sbd_list_that_holds_what_is_validated_is_refused_for_both_splits(tmp_path):
     root = trees.voc2012(tmp_path)
     name = (root / LISTS / "val.txt").read_text().split()[0]
