@@ -1,6 +1,5 @@
 """`segbench compare`: a model against another, or what was measured against what a paper prints."""
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from segbench import registry
 from segbench.cli import board
-from segbench.cli.options import RUNS, Json, Output
+from segbench.cli.options import RUNS, Json, Output, chosen
 from segbench.cli.say import INCOMPLETE, OK, as_columns, as_json, say
 from segbench.errors import MissingInput, NotComparable, SpecError
 
@@ -58,7 +57,7 @@ def _models(model: str, baseline: str, tasks: str | None, margin: float, output:
     """Every task that both were measured on; 4 where one of the two was not, 3 where they cannot be compared."""
     from segbench.leaderboard import compare, select
 
-    probes = [one for one in select.of_kind(board.results(output), "probe") if _chosen(one.task, tasks)]
+    probes = [one for one in select.of_kind(board.results(output), "probe") if chosen(one.task, tasks)]
     for name in (model, baseline):
         _known(name, probes, output)
     compared, missing, refused = [], [], []
@@ -145,7 +144,7 @@ def _reported(output: Path, model: str | None, tasks: str | None, json: bool) ->
         if model not in known:
             raise SpecError(f"--model: no paper reports {model!r}{registry.nearest(model, known)}")
         rows = [row for row in rows if row.model == model]
-    measured = [one for one in board.results(output) if _chosen(one.task, tasks)]
+    measured = [one for one in board.results(output) if chosen(one.task, tasks)]
     found = against_reported.beside(rows, measured)
     if json:
         print(as_json([_row(one) for one in found]))
@@ -190,10 +189,6 @@ def _line(one: "Beside") -> dict[str, str]:
         "of": f"{one.model}, {one.task}, seed {one.seed}" if found else "",
         "mark": one.mark or "",
     }
-
-
-def _chosen(task: str, patterns: str | None) -> bool:
-    return patterns is None or any(fnmatch.fnmatchcase(task, one.strip()) for one in patterns.split(","))
 
 
 def _number(value: float | None, sign: bool = False) -> str:
