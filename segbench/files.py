@@ -65,12 +65,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        why, what = error.strerror or str(error), "name another folder with --data"
         if error.errno in _FULL:
-            why = f"{why}; {said_bytes(free_bytes(folder))} are free: make room"
+            why, what = f"{why}; {said_bytes(free_bytes(folder))} are free", f"make room, or {what}"
         raise MissingInput(
-            f"{folder}: cannot be written ({why}), or name another folder with --data; the same command goes on from"
-            " where this one stopped"
+            f"{folder}: cannot be written ({why}); {what}, and give the command again: it goes on from there"
         ) from error
 
 

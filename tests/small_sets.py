@@ -53,3 +53,11 @@ def packed(root: Path, folder: str = "ADEChallengeData2016") -> bytes:
             if path.is_file():
                 file.write(path, f"{folder}/{path.relative_to(root)}")
     return content.getvalue()
+
+
+def packed_with(content: bytes, name: str, more: bytes) -> bytes:
+    """The same zip with one more member."""
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(name, more)
+    return file.getvalue()

@@ -56,7 +56,7 @@ def of(root: Path, files: Sequence[Path]) -> dict[Path, str]:
 
     MissingInput for a file that is not there, DataError for one that cannot be read or lies outside.
     """
-    remembered, known, unread = remembered_in(root), dict[Path, str](), dict[Path, Stamp]()
+    remembered, known, unread = _remembered(root), dict[Path, str](), dict[Path, Stamp]()
     for path in files:
         now, entry = stamp(path), remembered.get(key(root, path))
         if entry and entry.stamp == now:
@@ -74,26 +74,22 @@ def of(root: Path, files: Sequence[Path]) -> dict[Path, str]:
 
 def unread(root: Path, files: Iterable[Path]) -> list[Path]:
     """Those files below a folder whose checksum, as they are now, is not known."""
-    remembered = remembered_in(root)
+    remembered = _remembered(root)
     entries = ((path, remembered.get(key(root, path))) for path in files)
     return [path for path, entry in entries if entry is None or entry.stamp != stamp(path)]
 
 
-def remembered_in(root: Path) -> dict[str, Sum]:
-    """What is known of the files of a folder, by their path in it; nothing where it cannot be read."""
-    try:
-        content = json.loads(_place(root).read_bytes())
-        files = content["files"] if content["root"] == str(root.resolve()) else {}
-        whole = {name: one for name, one in files.items() if [type(part) for part in one] == [int, int, int, str]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return {name: Sum(Stamp(*one[:3]), one[3]) for name, one in whole.items()}
+def contradicted(root: Path, sums: Mapping[Path, Sum]) -> set[Path]:
+    """Files that look as they did, but had another checksum then."""
+    remembered = _remembered(root)
+    entries = ((path, one, remembered.get(key(root, path))) for path, one in sums.items())
+    return {path for path, one, then in entries if then and then.stamp == one.stamp and then.sha256 != one.sha256}
 
 
 def remember(root: Path, sums: Mapping[Path, Sum]) -> None:
     """Keep the checksums of files, beside what is known of others, unless they changed a moment ago."""
     kept = {key(root, path): one for path, one in sums.items() if one.settled}
-    entries = {name: [*one.stamp, one.sha256] for name, one in (remembered_in(root) | kept).items()}
+    entries = {name: [*one.stamp, one.sha256] for name, one in (_remembered(root) | kept).items()}
     content = json.dumps({"root": str(root.resolve()), "files": entries})
     with contextlib.suppress(OSError):  # a full or read-only home costs the next run time, nothing else
         write_whole(_place(root), content.encode())
@@ -141,6 +137,17 @@ def in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Ma
 
 def _place(root: Path) -> Path:
     return cache_home() / "checksums" / f"{folder_id(root)}.json"
+
+
+def _remembered(root: Path) -> dict[str, Sum]:
+    """What is known of the files of a folder, by their path in it; nothing where it cannot be read."""
+    try:
+        content = json.loads(_place(root).read_bytes())
+        files = content["files"] if content["root"] == str(root.resolve()) else {}
+        whole = ((name, one) for name, one in files.items() if [type(part) for part in one] == [int, int, int, str])
+        return {name: Sum(Stamp(*one[:3]), one[3]) for name, one in whole}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _sum(path: Path) -> str:

@@ -27,7 +27,7 @@ from segbench.data.there import SPLITS, manifest_place, open_split, params
 from segbench.errors import MissingInput, SegbenchError
 from segbench.files import write_whole
 from segbench.images import File, decode_mask, decode_pair
-from segbench.records import digest, readable
+from segbench.records import canonical, digest
 from segbench.specs import Split
 from segbench.types import IGNORE
 
@@ -134,7 +134,8 @@ def manifest_text(report: Report) -> str:
         "root": str(report.root.resolve()),
         "with": {"segbench": segbench.__version__, "python": platform.python_version(), "pillow": PIL.__version__},
     }
-    return readable({"made": made, "digest": report.digest, "content": report.content()})
+    content = report.content()
+    return canonical({"made": made, "digest": digest(content), "content": content}) + "\n"
 
 
 class _Examined(NamedTuple):
@@ -188,15 +189,11 @@ def _read(dataset: Native, split: Split, statistics: Mapping[str, Any] | None, t
 
 def _remember(root: Path, sums: Mapping[Path, Sum]) -> list[str]:
     """Keep checksums for whatever reads the files next; tells where one differs though the file seems untouched."""
-    before, rotten = checksums.remembered_in(root), list[Path]()
-    for path, one in sums.items():
-        earlier = before.get(checksums.key(root, path))
-        if earlier and earlier.stamp == one.stamp and earlier.sha256 != one.sha256:
-            rotten.append(path)
+    rotten = checksums.contradicted(root, sums)
     # The earlier checksum of those stays, so that the next verification finds them, too.
     checksums.remember(root, {path: one for path, one in sums.items() if path not in rotten})
     if not all(one.settled for one in sums.values()):
-        time.sleep(checksums.FRESH)  # files of this moment are read once more below, and remembered then
+        time.sleep(checksums.FRESH)  # the manifest reads files of this moment once more, and they are remembered then
     return [f"{path}: its bytes changed, but neither its size nor its times; get it again" for path in rotten]
 
 
