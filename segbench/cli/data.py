@@ -10,7 +10,7 @@ import typer
 
 from segbench.cli.options import Data, Json
 from segbench.cli.say import FAILED, INCOMPLETE, OK, as_columns, as_json, say, shown
-from segbench.errors import DataError, SpecError
+from segbench.errors import DataError
 from segbench.files import data_home, said_bytes, write_whole, writing
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def verify_(
     name: Name,
     data: Data = None,
     path: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="its folder, if it is not in the data folder")
+        Path | None, typer.Option(exists=True, file_okay=False, help="its folder, if that is not in the data folder")
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="images that are not there are no problem")] = False,
     manifest: Annotated[
@@ -101,8 +101,6 @@ def verify_(
     """Read every file, count every label, compare with what is published. Exits 1 if anything is wrong."""
     from segbench.data import verify
 
-    if path is not None and data is not None:
-        raise SpecError("--path and --data are both given; keep one")
     with _progress() as tell:
         report = verify.verify(name, data or data_home(), path, partial, tell)
     if json:
