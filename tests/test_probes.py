@@ -9,6 +9,7 @@ from segbench import probes
 from segbench.errors import CellError
 from segbench.features import FeatureSource
 from segbench.kernels import Target
+from segbench.metrics import confusion
 from segbench.types import IGNORE, GridMap, Site
 
 SITES = (Site("encoder"), Site("llm", 1))
@@ -36,6 +37,9 @@ class Planted(FeatureSource):
         for start in range(0, len(indices), self.batch_size):
             chosen = [int(i) for i in indices[start : start + self.batch_size]]
             yield {site: x[chosen] for site, x in self._features.items()}, [self._targets[i] for i in chosen]
+
+    def target(self, index):
+        return self._targets[index]
 
 
 def bank(seed=0, **options):
@@ -137,6 +141,32 @@ def test_a_diverging_probe_names_its_site_and_epoch():
     trainer.source = source
     with pytest.raises(CellError, match=r"probe at llm\.1 diverged in epoch 2 \(step 3,"):
         trainer.epoch(1, lambda images: None)
+
+
+def test_evaluation_counts_every_image_once_and_sums_the_pairs_over_all():
+    made = bank()
+    counted = probes.evaluate(made, Planted(), [7, 2, 5])
+    predicted = np.zeros((2, 3, 3), int)
+    for row, (pixels, target) in enumerate(probes.predictions(made, Planted(), [7, 2, 5])):
+        truth = target.labels.where(target.valid, IGNORE).numpy()
+        for site in range(2):
+            pairs = confusion.confusion(pixels[site].numpy(), truth, CLASSES)
+            np.testing.assert_array_equal(counted.images[site, row, :, 0], pairs.diagonal())
+            np.testing.assert_array_equal(counted.images[site, row, :, 1], pairs.sum(1))
+            np.testing.assert_array_equal(counted.images[site, row, :, 2], pairs.sum(0))
+            predicted[site] += pairs
+    np.testing.assert_array_equal(counted.confusion, predicted)
+    assert (predicted.sum((1, 2)) == 3 * 11 * 16).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e38])
+def test_an_evaluation_of_a_probe_that_diverged_names_its_site(bad):
+    made = bank()
+    made.linears[1].weight.data[2] = bad
+    with pytest.raises(CellError, match=r"the probe at llm\.1 diverged: its largest logit is"):
+        probes.evaluate(made, Planted(), range(4))
+    with pytest.raises(CellError, match=r"the probe at llm\.1 diverged"):
+        next(probes.predictions(made, Planted(), range(4)))
 
 
 def test_best_keeps_each_sites_own_epoch():
