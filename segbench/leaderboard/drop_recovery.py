@@ -16,9 +16,10 @@ from segbench.types import Interval, Site
 class DropRecovery:
     """mIoU in % along the sites, and its differences in points; what was not probed is absent.
 
-    All intervals are paired: the same images, or clusters of images, are left out of both numbers. A peak is chosen on
-    the images that it is measured on, so it and what is taken from it are too high where many layers are near-equal
-    (the winner's curse); `benchmarks/coverage.py` tells by how much, and how often such an interval still holds.
+    All intervals are paired: the same images, or clusters of images, are left out of both numbers. They hold the truth
+    in 93 to 98 % of simulated cases. But a peak is chosen on the images that it is measured on, so it and what is taken
+    from it are too high where many layers are near-equal (the winner's curse): with twelve equal layers an interval of
+    the recovery holds in 90 %, in 84 % if the layers err independently (`benchmarks/coverage.py`).
     """
 
     curve: Mapping[str, Estimate]  # every probed site, in the model's order
