@@ -141,7 +141,8 @@ def kept(item: Item, options: Options) -> Result | None:
 def latest(results: Iterable[Result], current: Collection[str] = ()) -> list[Result]:
     """Of cells that measure the same (model, task, seed, limit) by different fingerprints, the one finished last.
 
-    Those whose fingerprint is `current` go before all others: what was just asked for may be an older cell.
+    Those whose fingerprint is `current` go before all others: what was just asked for may be an older cell. A cell on a
+    part of the data never takes the place of one on all of it.
     """
 
     def age(one: Result) -> tuple[Any, ...]:
@@ -149,7 +150,7 @@ def latest(results: Iterable[Result], current: Collection[str] = ()) -> list[Res
 
     newest: dict[tuple[Any, ...], Result] = {}
     for result in sorted(results, key=age):
-        newest[result.model, result.task, result.seed, result.limit] = result
+        newest[result.model, result.task, result.seed, result.limit, "partial" in result.about] = result
     return sorted(newest.values(), key=lambda one: (one.model, one.task, one.seed, one.limit or 0))
 
 

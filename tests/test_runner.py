@@ -246,6 +246,8 @@ def test_the_latest_of_several_fingerprints_counts_unless_another_was_just_asked
     older, newer = (dataclasses.replace(one, seed=0) for one in results)
     assert runner.latest([newer, older]) == [newer]
     assert runner.latest([newer, older], current={older.fingerprint}) == [older]
+    part = dataclasses.replace(newer, about=newer.about | {"partial": {"val": {"images": 2, "published": 9}}})
+    assert runner.latest([part, older]) == [older, part]  # less data is no newer measurement of the same
 
 
 def test_a_device_that_is_not_there_is_refused_by_name():

@@ -71,6 +71,6 @@ def probed(name: str, required: Mapping[str, TaskSpec]) -> DataSpec:
     return data[0]
 
 
-def clustered(result: Result) -> dict[str, Any]:
-    """What a cell that reads a probe cell records of it: the cluster of every val image, where the data has any."""
-    return {"clusters": result.about["clusters"]} if "clusters" in result.about else {}
+def inherited(result: Result) -> dict[str, Any]:
+    """What a cell that reads a probe cell records of its data: the cluster of every val image, and what is missing."""
+    return {key: result.about[key] for key in ("clusters", "partial") if key in result.about}

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from segbench import registry
 from segbench.errors import CellError, SpecError
 from segbench.geometry import patch_labels
-from segbench.kinds.base import Job, clustered, probed
+from segbench.kinds.base import Job, inherited, probed
 from segbench.metrics import persistence
 from segbench.specs import Spec, TaskSpec
 from segbench.types import IGNORE, Dataset, Measure, Sample, Site
@@ -125,7 +125,7 @@ def run(job: Job) -> Iterator[Measure]:
             "least": params.least,
             "left_out": {val.classes[c]: count for c, count in left_out.items()},
         }
-        | clustered(source.result)
+        | inherited(source.result)
     )
     for name, c in [("all", None), *((val.classes[c], c) for c in confused)]:
         keep = patches["n0"] > 0 if c is None else patches["class"] == c

@@ -13,7 +13,7 @@ from pydantic import Field
 from segbench import stats
 from segbench.errors import CellError
 from segbench.geometry import patch_index
-from segbench.kinds.base import Job, SiteName, clustered, peak_site, probed
+from segbench.kinds.base import Job, SiteName, inherited, peak_site, probed
 from segbench.specs import Spec, TaskSpec
 from segbench.types import Measure, Site
 
@@ -73,7 +73,7 @@ def run(job: Job) -> Iterator[Measure]:
             "grid": list(grid),
             "images": source.result.about["images"],
         }
-        | clustered(source.result)
+        | inherited(source.result)
     )
     units = stats.Units.among(len(val), source.result.about.get("clusters"))
     for position, sampled in enumerate(stats.sampled_ratio(hit, counted, units)):

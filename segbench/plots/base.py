@@ -96,14 +96,15 @@ def about(result: Result) -> str:
 def stem(picture: str, result: Result, *more: str) -> str:
     """File name of a picture of one task, seed and limit."""
     limit = [f"limit{result.limit}"] if result.limit else []
+    limit += ["partial"] if "partial" in result.about else []
     return "-".join([picture, *map(folder_name, [result.task, *more]), f"seed{result.seed}", *limit])
 
 
 def groups(results: Sequence[Result], kind: str) -> list[list[Result]]:
-    """Results of one kind that belong in one picture: the same task, seed and limit; models in order."""
-    found: dict[tuple[str, int, int], list[Result]] = {}
+    """Results of one kind that belong in one picture: the same task, seed, limit and data; models in order."""
+    found: dict[tuple[str, int, int, bool], list[Result]] = {}
     for one in sorted((one for one in results if one.kind == kind), key=lambda one: (one.model, one.fingerprint)):
-        found.setdefault((one.task, one.seed, one.limit or 0), []).append(one)
+        found.setdefault((one.task, one.seed, one.limit or 0, "partial" in one.about), []).append(one)
     return [found[key] for key in sorted(found)]
 
 
