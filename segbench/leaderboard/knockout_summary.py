@@ -21,8 +21,10 @@ EXPECTED = {"incorrect": -1, "correct": +1}  # sign of what is left minus the co
 class Persistence:
     """Wrongly predicted patches at every site in % of those at the adapter: n / n0 in one of three summaries.
 
-    The intervals are over images, or over the clusters that they were taken in. Where few pairs carry a mean of ratios,
-    they are too narrow: `benchmarks/coverage.py` tells how often they hold.
+    The intervals are over images, or over the clusters that they were taken in. Where many pairs gain wrong patches, a
+    mean of ratios has a long tail: of simulated data sets with 240 images its intervals hold the truth in 93 %, with 73
+    in 90 %, those of the ratio of sums in 93 %, of the median and of all effects in 95 % or more
+    (`benchmarks/coverage.py`).
     """
 
     metric: Metric
