@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,9 @@ class Stamp(NamedTuple):
     modified: int  # nanoseconds
     changed: int  # nanoseconds, of the inode
 
+    def __str__(self) -> str:
+        return f"{self.size} {self.modified} {self.changed}"
+
     @property
     def settled(self) -> bool:
         """Whether the file cannot change any more without another stamp, if this one was just taken."""
@@ -58,11 +62,13 @@ def of(root: Path, files: Sequence[Path]) -> dict[Path, str]:
     """
     remembered, known, unread = _remembered(root), dict[Path, str](), dict[Path, Stamp]()
     for path in files:
-        now, entry = stamp(path), remembered.get(key(root, path))
-        if entry and entry.stamp == now:
-            known[path] = entry.sha256
+        now = stamp(path)
+        then, _, sha256 = remembered.get(key(root, path), "").rpartition(" ")
+        if then == str(now):
+            known[path] = sha256
         else:
             unread[path] = now
+    del remembered  # megabytes, and `remember` reads it again
     if unread:
         begun, settled = time.monotonic(), {path for path, now in unread.items() if now.settled}
         found = dict(zip(unread, in_order(_sum, unread), strict=True))
@@ -75,21 +81,20 @@ def of(root: Path, files: Sequence[Path]) -> dict[Path, str]:
 def unread(root: Path, files: Iterable[Path]) -> list[Path]:
     """Those files below a folder whose checksum, as they are now, is not known."""
     remembered = _remembered(root)
-    entries = ((path, remembered.get(key(root, path))) for path in files)
-    return [path for path, entry in entries if entry is None or entry.stamp != stamp(path)]
+    return [path for path in files if remembered.get(key(root, path), "").rpartition(" ")[0] != str(stamp(path))]
 
 
 def contradicted(root: Path, sums: Mapping[Path, Sum]) -> set[Path]:
     """Files that look as they did, but had another checksum then."""
     remembered = _remembered(root)
-    entries = ((path, one, remembered.get(key(root, path))) for path, one in sums.items())
-    return {path for path, one, then in entries if then and then.stamp == one.stamp and then.sha256 != one.sha256}
+    then = ((path, one, remembered.get(key(root, path), "").rpartition(" ")) for path, one in sums.items())
+    return {path for path, one, (stamp, _, sum_) in then if stamp == str(one.stamp) and sum_ != one.sha256}
 
 
 def remember(root: Path, sums: Mapping[Path, Sum]) -> None:
     """Keep the checksums of files, beside what is known of others, unless they changed a moment ago."""
-    kept = {key(root, path): one for path, one in sums.items() if one.settled}
-    entries = {name: [*one.stamp, one.sha256] for name, one in (_remembered(root) | kept).items()}
+    entries = _remembered(root)
+    entries |= {key(root, path): f"{one.stamp} {one.sha256}" for path, one in sums.items() if one.settled}
     content = json.dumps({"root": str(root.resolve()), "files": entries})
     with contextlib.suppress(OSError):  # a full or read-only home costs the next run time, nothing else
         write_whole(_place(root), content.encode())
@@ -102,6 +107,9 @@ def folder_id(root: Path) -> str:
 
 def key(root: Path, path: Path) -> str:
     """A file's path in its folder; DataError if it lies outside."""
+    below, whole = f"{root}{os.sep}", str(path)
+    if whole.startswith(below):  # pathlib says the same, but then keeps the parts of every path in memory
+        return whole[len(below) :]
     try:
         return str(path.relative_to(root))
     except ValueError as error:
@@ -139,13 +147,12 @@ def _place(root: Path) -> Path:
     return cache_home() / "checksums" / f"{folder_id(root)}.json"
 
 
-def _remembered(root: Path) -> dict[str, Sum]:
-    """What is known of the files of a folder, by their path in it; nothing where it cannot be read."""
+def _remembered(root: Path) -> dict[str, str]:
+    """Stamp and sha256 of the files of a folder, by their path in it; nothing where it cannot be read."""
     try:
         content = json.loads(_place(root).read_bytes())
         files = content["files"] if content["root"] == str(root.resolve()) else {}
-        whole = ((name, one) for name, one in files.items() if [type(part) for part in one] == [int, int, int, str])
-        return {name: Sum(Stamp(*one[:3]), one[3]) for name, one in whole}
+        return {name: one for name, one in files.items() if type(one) is str}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

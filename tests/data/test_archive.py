@@ -105,6 +105,18 @@ def test_links_devices_and_sparse_files_in_a_tar_are_refused(tmp_path, kind, fie
     refused(tar_of(tmp_path / "packed", kind, **fields), tmp_path, "a link, a device|damaged")
 
 
+def test_a_sparse_file_under_the_guise_of_a_plain_one_is_refused(tmp_path):
+    path = tmp_path / "packed"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("Set/odd")
+        told = {"major": "1", "minor": "0", "name": "Set/odd", "realsize": "1000000"}
+        info.pax_headers = {f"GNU.sparse.{key}": value for key, value in told.items()}
+        content = b"1\n0\n4\n".ljust(512, b"\0") + b"data"
+        info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+    refused(path, tmp_path, "a sparse file")
+
+
 @pytest.mark.parametrize("form", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
 def test_links_and_devices_in_a_zip_are_refused(tmp_path, form):
     path = tmp_path / "packed"
