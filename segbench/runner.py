@@ -397,6 +397,8 @@ def _told(error: Exception) -> Problem:
 
 def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> dict[str, Any]:
     """When, where and by what a cell was measured: nothing that its numbers depend on."""
+    from segbench import kernels
+
     packages = ("torch", "transformers", "numpy", "pillow", "safetensors")
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -406,6 +408,7 @@ def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> d
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": str(adapter.device),
+        "evaluation": kernels.making(),
         "image_processor": type(adapter.processor.image_processor).__name__,  # type: ignore[attr-defined]
         "selftests": dict(adapter.selftests),
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"segbench": segbench.__version__},
