@@ -22,6 +22,7 @@ class Server:
     cut: list[int] = field(default_factory=list)  # after how many bytes the next answers end
     statuses: list[int] = field(default_factory=list)  # of the next answers, in place of 200
     length: int | None = None  # what it claims, if not the truth; 0: nothing
+    astray: bool = False  # whether it sends another part than was asked for
     redirect: bool = False
     pause: float = 0.0  # seconds between pieces
     asked: list[str] = field(default_factory=list)  # the Range of every request, "" for none
@@ -78,6 +79,7 @@ def _answer(server: Server, to: BaseHTTPRequestHandler) -> None:
         begin = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
         if begin >= whole:
             return _head(to, 416, {"Content-Range": f"bytes */{whole}", "Content-Length": "0"})
+    begin = begin // 2 if server.astray else begin
     body = server.content[begin:]
     headers = {} if server.length == 0 else {"Content-Length": str(server.length or len(body))}
     headers |= {"ETag": server.etag} if server.etag else {}

@@ -97,9 +97,26 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(server, tmp_path, etag):
     assert fetched(server, tmp_path, published) == CONTENT
 
 
-def test_a_beginning_longer_than_the_file_is_begun_anew(server, tmp_path):
+@pytest.mark.parametrize("size", [-1, None])
+def test_a_beginning_longer_than_the_file_is_begun_anew(server, tmp_path, size):
     (tmp_path / "packed.zip.part").write_bytes(OTHER + OTHER)
+    assert fetched(server, tmp_path, server.archive(size)) == CONTENT
+
+
+def test_a_file_that_is_shorter_now_comes_in_one_request(server, tmp_path):
+    server.cut, published = [20_480] + [0] * transfer.TRIES, server.archive(None)
+    with pytest.raises(MissingInput):
+        fetched(server, tmp_path, published)
+    server.content, server.etag = OTHER[:10_000], '"two"'
+    server.asked.clear()
+    assert fetched(server, tmp_path, server.archive(None)) == OTHER[:10_000]
+    assert server.asked == ["bytes=20480-"]
+
+
+def test_a_server_that_sends_another_part_is_asked_for_all(server, tmp_path):
+    server.cut, server.astray = [20_480], True
     assert fetched(server, tmp_path) == CONTENT
+    assert server.asked == ["", "bytes=20480-", ""]
 
 
 @pytest.mark.parametrize("size", [-1, None])
