@@ -130,6 +130,27 @@ def test_every_seed_is_a_cell(lab):
     assert len({item.cell.fingerprint for item in items}) == 6
 
 
+def test_a_task_says_how_often_it_is_measured_unless_the_user_does(lab, tmp_path):
+    write(lab, "tasks/often.yaml", tiny_runs.PROBE + "seeds: 3\n")
+    write(lab, "tasks/rarely.yaml", "kind: starvation\nprobes: often\nseeds: 2\n")
+
+    def seeds(tasks, options):
+        library = Library([lab])
+        items = runner.plan(library, library.models("tiny"), library.tasks(tasks), Store(tmp_path), options)
+        return [(item.task.name, item.seed) for item in items]
+
+    assert seeds("often", PLANNED) == [("often", seed) for seed in range(3)]
+    # what is read is measured as often as it is needed, and as often as it says where it was asked for
+    twice = [(name, seed) for seed in range(2) for name in ("often", "rarely")]
+    assert seeds("rarely", PLANNED) == twice
+    assert seeds("rarely,often", PLANNED) == [*twice, ("often", 2)]
+    assert seeds("often", Options(device="cpu", seeds=(7,))) == [("often", 7)]
+    once = Options(device="cpu", seeds=(0,))
+    often = plan(lab, tmp_path, "often", once)["often"].cell.fingerprint
+    write(lab, "tasks/often.yaml", tiny_runs.PROBE)
+    assert plan(lab, tmp_path, "often", once)["often"].cell.fingerprint == often  # how often changes no number
+
+
 def test_a_task_brings_those_it_reads_before_itself(lab, tmp_path):
     planned = plan(lab, tmp_path, tasks="starvation")
     assert [(name, item.needed_by) for name, item in planned.items()] == [("probe", "starvation"), ("starvation", None)]
