@@ -24,7 +24,7 @@ from segbench.store import CELL, FAILURE, PROVENANCE, Cell, Result, Store
 if TYPE_CHECKING:
     from segbench.adapters.base import Adapter
 
-PROTOCOL = 1  # raised whenever the same spec may give other numbers than before
+PROTOCOL = 2  # raised whenever the same spec may give other numbers than before
 
 Status = Literal["done", "ran", "failed", "missing", "blocked", "busy"]
 

@@ -91,6 +91,7 @@ class Sampled:
     again: Float[np.ndarray, " resamples"]
     units: int
     method: Literal["leaving out", "drawing"] = "leaving out"
+    within: tuple[float, float] = (-math.inf, math.inf)  # what it can be; no interval reaches beyond
 
     def __sub__(self, other: "Sampled") -> "Sampled":
         if (self.units, self.method) != (other.units, other.method):
@@ -116,7 +117,8 @@ class Sampled:
         if error is None:
             return Estimate(float(self.value), None, None, self.units)
         half = student(0.5 + CONFIDENCE / 2, self.units - 1) * error
-        around = Interval(float(self.value - half), float(self.value + half))
+        least, most = self.within
+        around = Interval(max(float(self.value - half), least), min(float(self.value + half), most))
         if self.method == "drawing" and self.units >= FEW:
             around = interval(self.again)
         return Estimate(float(self.value), around, error, self.units)
@@ -126,16 +128,16 @@ def best(of: Sequence[Sampled]) -> Sampled:
     """The highest number; chosen anew without each unit, as it was chosen on these units."""
     first = of[0]
     again = np.max([one.again for one in of], 0)
-    return Sampled(max(one.value for one in of), again, first.units, first.method)
+    return Sampled(max(one.value for one in of), again, first.units, first.method, first.within)
 
 
 def sampled(summary: Summary, counts: Int[np.ndarray, "l n k 3"], units: Units) -> list[Sampled]:
-    """`summary` (`miou` ...) of every site. A class is left out of a mean in which no unit holds or predicts it."""
+    """`summary` (`miou` ..., in %) of every site. A class is left out of a mean if no unit holds or predicts it."""
     found = []
     for site in counts:
         parts = units.sums(site)
         total = parts.sum(0)
-        found.append(Sampled(float(summary(total)), summary(total - parts), units.count))
+        found.append(Sampled(float(summary(total)), summary(total - parts), units.count, within=(0.0, 100.0)))
     return found
 
 
@@ -144,7 +146,8 @@ def sampled_ratio(top: Num[np.ndarray, "n m"], bottom: Num[np.ndarray, "n m"], u
     above, below = units.sums(top), units.sums(bottom)
     tops, bottoms = above.sum(0), below.sum(0)
     values, again = _percent(_divide(tops, bottoms)), _percent(_divide(tops - above, bottoms - below))
-    return [Sampled(float(value), column, units.count) for value, column in zip(values, again.T, strict=True)]
+    pairs = zip(values, again.T, strict=True)
+    return [Sampled(float(value), column, units.count, within=(0.0, math.inf)) for value, column in pairs]
 
 
 def sampled_median(values: Num[np.ndarray, "rows m"], image: Int[np.ndarray, " rows"], units: Units) -> list[Sampled]:

@@ -224,3 +224,18 @@ def _counts(random: np.random.Generator, sites: int, images: int, classes: int) 
     hit = random.integers(0, 50, (sites, images, classes))
     rest = random.integers(0, 60, (sites, images, classes, 2)) * random.integers(0, 2, (sites, images, classes, 1))
     return np.stack([hit, hit + rest[..., 0], hit + rest[..., 1]], -1).astype(np.int32)
+
+
+def test_no_interval_of_a_share_reaches_beyond_what_a_share_can_be_and_differences_may() -> None:
+    counts = np.array([[[[0, 9, 1], [1, 1, 9]], [[9, 9, 12], [1, 4, 1]], [[9, 9, 9], [9, 9, 9]]]])
+    (level,) = stats.sampled(stats.miou, counts, stats.Units.among(3))
+    nothing = stats.Sampled(0.0, 0 * level.again, 3)
+    ends = [(one.low, one.high) for sampled in (level, nothing - level) if (one := _interval(sampled))]
+    assert ends[0] == (0, 100)
+    assert ends[1][0] < -100
+    assert ends[1][1] > 0
+
+
+def _interval(sampled: stats.Sampled) -> Interval | None:
+    estimate = sampled.estimate()
+    return estimate.interval if estimate else None
