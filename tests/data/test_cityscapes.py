@@ -1,5 +1,6 @@
 """Cityscapes: label ids and train ids say the same, are not taken for each other, and cities are clusters."""
 
+import shutil
 from pathlib import Path
 
 import native_trees as trees
@@ -78,10 +79,12 @@ def test_train_ids_of_some_images_only_are_refused_by_name(tmp_path):
             loaded(root, split)
 
 
-def test_images_without_labels_and_labels_without_images_are_named(tmp_path):
+@pytest.mark.parametrize(("gone", "kept"), [("gtFine", "leftImg8bit"), ("leftImg8bit", "gtFine")])
+def test_city_of_images_without_labels_or_of_labels_without_images_is_named(tmp_path, gone, kept):
     root = trees.cityscapes(tmp_path)
-    (root / "gtFine/train/ulm").rename(root / "gtFine/train/ulm2")
-    with pytest.raises(MissingInput, match="3 files have no partner, the first is ulm_000000_000019"):
+    shutil.rmtree(root / gone / "train" / "ulm")
+    told = rf"{kept}/train/ulm: 3 files have no partner, the first is ulm_000000_000019, which is not in .*{gone}"
+    with pytest.raises(MissingInput, match=told):
         loaded(root)
 
 

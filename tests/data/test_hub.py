@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segbench.data import ade20k
+from segbench.data import ade20k, cocostuff
 from segbench.errors import DataError, MissingInput
 from segbench.specs import Split, validate
 from segbench.types import Dataset
@@ -108,6 +108,17 @@ def test_copy_whose_labels_were_reduced_is_not_reduced_again(cache, monkeypatch)
     np.testing.assert_array_equal(loaded()[1].mask, reduced[1])
 
 
+@pytest.mark.parametrize("classes", [171, 182])
+def test_other_keys_of_a_set_hold_for_its_copies(cache, monkeypatch, classes):
+    monkeypatch.setitem(cocostuff.Params.known.facts["hub"], COPY, ade20k.Params.known.facts["hub"][COPY])  # type: ignore[arg-type]
+    mask = trees.drawn((0, 12, 181, 255), 0)
+    write(cache, [stored(mask)])
+    params = validate(cocostuff.Params, {"hub": COPY, "partial": True, "classes": classes}, {})
+    data = cocostuff.load(params, "val")
+    assert len(data.classes) == classes
+    assert data.classes[data[0].mask[mask == 181][0]] == "wood"
+
+
 def test_manifest_changes_with_commit_split_and_bytes_and_not_with_the_cache(cache, tmp_path, monkeypatch):
     masks = [stored(mask) for mask in MASKS]
     write(cache, masks)
@@ -117,6 +128,10 @@ def test_manifest_changes_with_commit_split_and_bytes_and_not_with_the_cache(cac
     seen = {loaded().manifest, loaded("train").manifest, *(loaded(revision=one * 40).manifest for one in "12")}
     assert len(seen) == 4
     before = loaded().manifest
+    changed = tmp_path / "changed"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(changed))
+    write(changed, masks[::-1])  # under the same commit
+    assert loaded().manifest != before
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     write(tmp_path / "elsewhere", masks)
     assert loaded().manifest == before
