@@ -307,3 +307,21 @@ def test_what_cannot_be_converted_is_told_without_a_trace(tmp_path):
     assert "mm_patch_merge_type is 'spatial_unpad', expected 'flat'" in said.err
     assert "Traceback" not in said.err
     assert "'nowhere' does not exist" in segbench("convert", "nowhere", "--output", tmp_path / "out").err
+
+
+def test_the_data_folder_is_an_option_or_an_environment_variable_and_the_tasks_own_path_goes_first(
+    tmp_path, monkeypatch
+):
+    def place(*words):
+        return json.loads(segbench("show", "task", "probe-ade20k", "--json", *words).out)["data"]["path"]
+
+    for home in ("one", "two"):
+        (tmp_path / home / "ADEChallengeData2016").mkdir(parents=True)
+    monkeypatch.delenv("SEGBENCH_DATA", raising=False)
+    assert place().endswith("segbench/data/ade20k/ADEChallengeData2016")  # where `data get` would put it
+    monkeypatch.setenv("SEGBENCH_DATA", str(tmp_path / "one"))
+    assert place() == str(tmp_path / "one/ADEChallengeData2016")
+    assert place("--data", tmp_path / "two") == str(tmp_path / "two/ADEChallengeData2016")
+    (tmp_path / "mine.yaml").write_text("kind: probe\ndata: {name: ade20k, path: ./here}\n")
+    said = segbench("show", "task", "mine", "--json", "--include", tmp_path / "mine.yaml", "--data", tmp_path / "two")
+    assert json.loads(said.out)["data"]["path"] == str(tmp_path / "here")
