@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from segbench.data.native import Archive
+from segbench.data.facts import Archive
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segbench.data import ade20k, checksums
-from segbench.data.native import Archive
+from segbench.data.facts import Archive
 
 IMAGES = {"train": 6, "val": 4}
 FOLDERS = {"train": "training", "val": "validation"}

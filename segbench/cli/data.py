@@ -14,7 +14,7 @@ from segbench.errors import DataError
 from segbench.files import data_home, said_bytes, write_whole, writing
 
 if TYPE_CHECKING:
-    from segbench.data.native import Published
+    from segbench.data.facts import Published
     from segbench.data.there import There
     from segbench.data.transfer import Tell
     from segbench.data.verify import Report

@@ -6,7 +6,8 @@
 Other pixels are out of the official evaluation, so 0 is ignored and k is class k - 1, here and nowhere else.
 """
 
-from segbench.data import hub, native
+from segbench.data import hub, listing, native
+from segbench.data.facts import Published
 from segbench.images import Labels, Mark
 from segbench.specs import Split
 from segbench.types import IGNORE, Dataset
@@ -23,7 +24,7 @@ LABELS = Labels(
 class Params(native.Params):
     """Where it is."""
 
-    known = native.Published.read("ade20k")
+    known = Published.read("ade20k")
 
 
 def load(params: Params, split: Split) -> Dataset:
@@ -31,8 +32,8 @@ def load(params: Params, split: Split) -> Dataset:
     published = params.known.images[split]
     if params.hub:
         return hub.split(params, LABELS, split, published)
-    pairs: dict[Split, list[native.Pair]] = {
-        one: native.beside(params.path / "images" / folder, params.path / "annotations" / folder)
+    pairs: dict[Split, list[listing.Pair]] = {
+        one: listing.beside(params.path / "images" / folder, params.path / "annotations" / folder)
         for one, folder in FOLDERS.items()
     }
     return native.split(params, LABELS, pairs, split, published)

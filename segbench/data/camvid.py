@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from segbench.data import hub, native
+from segbench.data import hub, listing, native
+from segbench.data.facts import Published
 from segbench.images import Labels, Mark
 from segbench.specs import Split
 from segbench.types import IGNORE, Dataset
@@ -32,7 +33,7 @@ LABELS = Labels(
 class Params(native.Params):
     """Where it is, and what to validate on."""
 
-    known = native.Published.read("camvid")
+    known = Published.read("camvid")
 
     val: Literal["val", "test"] = Field(default="val", description="101 images, or the 233 that papers report")
 
@@ -43,11 +44,11 @@ def load(params: Params, split: Split) -> Dataset:
     published = params.known.images[folders[split]]
     if params.hub:
         return hub.split(params, LABELS, split, published)
-    pairs: dict[Split, list[native.Pair]] = {}
+    pairs: dict[Split, list[listing.Pair]] = {}
     for one, folder in folders.items():
         images, masks, listed = params.path / folder, params.path / f"{folder}annot", params.path / f"{folder}.txt"
         if listed.is_file():
-            pairs[one] = native.of(native.listed(listed), images, masks, ".png")
+            pairs[one] = listing.of(listing.read(listed), images, masks, ".png")
         else:
-            pairs[one] = native.beside(images, masks, ".png")
+            pairs[one] = listing.beside(images, masks, ".png")
     return native.split(params, LABELS, pairs, split, published)

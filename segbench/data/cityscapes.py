@@ -14,7 +14,8 @@ Images of a city were taken on a few days by one camera, so that cities, not ima
 import os
 from pathlib import Path
 
-from segbench.data import hub, native
+from segbench.data import hub, listing, native
+from segbench.data.facts import Published
 from segbench.errors import DataError
 from segbench.images import Labels, Mark
 from segbench.specs import Split
@@ -42,7 +43,7 @@ OF_IDS = Labels(
 class Params(native.Params):
     """Where it is."""
 
-    known = native.Published.read("cityscapes")
+    known = Published.read("cityscapes")
 
 
 def load(params: Params, split: Split) -> Dataset:
@@ -52,11 +53,11 @@ def load(params: Params, split: Split) -> Dataset:
         return hub.split(params, OF_IDS, split, published)
     cities: dict[Split, list[str]] = {"train": _cities(params.path, "train"), "val": _cities(params.path, "val")}
     truth = _form(params.path, cities)
-    pairs: dict[Split, list[native.Pair]] = {one: [] for one in cities}
+    pairs: dict[Split, list[listing.Pair]] = {one: [] for one in cities}
     for one in cities:
         for city in cities[one]:
             images, masks = params.path / "leftImg8bit" / one / city, params.path / "gtFine" / one / city
-            pairs[one] += native.beside(images, masks, PICTURE, truth, city)
+            pairs[one] += listing.beside(images, masks, PICTURE, truth, city)
     return native.split(params, OF_TRAIN_IDS if truth == TRAIN_IDS else OF_IDS, pairs, split, published)
 
 
@@ -75,8 +76,8 @@ def _form(root: Path, cities: dict[Split, list[str]]) -> str:
     with_ids, with_train_ids = set[Path](), set[Path]()
     for split, names in cities.items():
         for folder in (root / "gtFine" / split / city for city in names):
-            with_ids |= {folder / name for name in native.names(folder, IDS)}
-            with_train_ids |= {folder / name for name in native.names(folder, TRAIN_IDS)}
+            with_ids |= {folder / name for name in listing.names(folder, IDS)}
+            with_train_ids |= {folder / name for name in listing.names(folder, TRAIN_IDS)}
     if with_train_ids and (missing := sorted(with_ids - with_train_ids)):
         raise DataError(
             f"{missing[0]}{TRAIN_IDS}: is not there, nor are {len(missing) - 1} more, but {len(with_train_ids)} others"

@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from segbench.data import hub, native
+from segbench.data import hub, listing, native
+from segbench.data.facts import Published
 from segbench.images import Labels, Mark
 from segbench.specs import Split
 from segbench.types import IGNORE, Dataset
@@ -37,7 +38,7 @@ LABELS = {
 class Params(native.Params):
     """Where it is, and how its classes are counted."""
 
-    known = native.Published.read("cocostuff")
+    known = Published.read("cocostuff")
 
     classes: Literal[171, 182] = Field(default=171, description="those that were drawn, or all ids of COCO-Stuff")
 
@@ -48,10 +49,10 @@ def load(params: Params, split: Split) -> Dataset:
     names = params.known.classes if params.classes == 171 else params.known.facts["classes182"]
     if params.hub:
         return hub.split(params, labels, split, published, classes=names)
-    images = native.first_there(root / "images", root)
-    masks = native.first_there(*(root / one for one in MASKS))
-    pairs: dict[Split, list[native.Pair]] = {
-        one: native.beside(images / f"{one}2017", masks / f"{one}2017", aside="_labelTrainIds.png")
+    images = listing.first_there(root / "images", root)
+    masks = listing.first_there(*(root / one for one in MASKS))
+    pairs: dict[Split, list[listing.Pair]] = {
+        one: listing.beside(images / f"{one}2017", masks / f"{one}2017", aside="_labelTrainIds.png")
         for one in ("train", "val")
     }
     return native.split(params, labels, pairs, split, published, classes=names)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segbench.data import archive, transfer
-from segbench.data.native import Archive, Published
+from segbench.data.facts import Archive, Published
 from segbench.data.transfer import Tell
 from segbench.errors import MissingInput
 from segbench.files import free_bytes, fsync_folder, said_bytes, writing

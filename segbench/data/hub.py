@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segbench.data import checksums, native
+from segbench.data.facts import Published
 from segbench.errors import DataError, MissingInput
 from segbench.images import File, Labels, decode_pair
 from segbench.records import digest
@@ -83,7 +84,7 @@ class Rows(Dataset):
 
     def __init__(
         self,
-        known: native.Published,
+        known: Published,
         labels: Labels,
         copy: Copy,
         split: Split,

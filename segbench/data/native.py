@@ -5,19 +5,19 @@ others have published of it: class names, images per split, archives, terms, lab
 refuse what is not complete, what was already treated, and what lies in train and val at once.
 """
 
-import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationInfo, model_validator
 
 from segbench.data import checksums
+from segbench.data.facts import Published
+from segbench.data.listing import Pair
 from segbench.errors import DataError, MissingInput
 from segbench.images import File, Labels, Mark, decode_pair, mask_values
 from segbench.records import digest
@@ -29,51 +29,6 @@ NATIVE_VERSION = 1  # part of every manifest: any change to what is read from th
 LOOKED_AT = 64  # masks of a split whose values are looked at before anything is measured
 
 Some = TypeVar("Some")
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file to download and unpack into the data set's folder."""
-
-    url: str
-    hash: str  # md5:..., sha1:... or sha256:..., as others pin it
-    bytes: int | None
-    source: str  # who pins that hash
-    into: str = ""  # the folder below the data set's that it is unpacked into
-
-
-@dataclass(frozen=True)
-class Published:
-    """What is known of a data set before a byte of it is read."""
-
-    name: str
-    title: str
-    page: str
-    terms: str
-    folder: str  # what it is called where it is unpacked
-    classes: tuple[str, ...]
-    images: Mapping[str, int]  # by published list of names
-    archives: tuple[Archive, ...]  # none where a person must register or agree first
-    wanted: tuple[str, ...]  # the archives or folders to get by hand, and where they go
-    facts: Mapping[str, Any]  # all of the file
-
-    @classmethod
-    def read(cls, name: str) -> "Published":
-        """What segbench/data/published/NAME.json says."""
-        path = Path(__file__).parent / "published" / f"{name}.json"
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            name=name,
-            title=facts["title"],
-            page=facts["page"],
-            terms=facts["terms"],
-            folder=facts["folder"],
-            classes=tuple(facts["classes"]),
-            images=facts["images"],
-            archives=tuple(Archive(**one) for one in facts["archives"]),
-            wanted=tuple(facts["wanted"]),
-            facts=facts,
-        )
 
 
 class Params(Spec):
@@ -125,26 +80,6 @@ def place(known: Published, home: Path) -> Path:
     return there[0] if there else own / known.folder
 
 
-class Pair(NamedTuple):
-    """A picture and its mask, by their files. There may be 100,000, so that paths are made when they are asked for."""
-
-    name: str
-    images: Path
-    picture: str  # how the file names of pictures end
-    masks: Path
-    truth: str  # and those of masks
-    cluster: str | None = None
-    marks: tuple[Mark, ...] | None = None  # of untreated masks like this one, where they are not those of its data set
-
-    @property
-    def image(self) -> Path:
-        return self.images / (self.name + self.picture)
-
-    @property
-    def mask(self) -> Path:
-        return self.masks / (self.name + self.truth)
-
-
 class Native(Dataset):
     """One split in files. Reads nothing before it is asked for a sample or its manifest."""
 
@@ -179,8 +114,12 @@ class Native(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
+        return self.decode(pair, File.of(pair.image), File.of(pair.mask))
+
+    def decode(self, pair: Pair, image: File, mask: File) -> Sample:
+        """The sample that these bytes are."""
         # As stored where an EXIF tag leaves it open: so do the official tools of these data sets, which know no tags.
-        return decode_pair(pair.name, File.of(pair.image), File.of(pair.mask), self.labels, "as stored")
+        return decode_pair(pair.name, image, mask, self.labels, "as stored")
 
 
 def evenly(items: Sequence[Some]) -> Sequence[Some]:
@@ -244,78 +183,6 @@ def complete(known: Published, place: str, found: int, split: Split, published: 
             f"{place}: {found:,} of {published:,} {split} images of {known.title} are there; first: {get}"
             + (", or set `partial: true` in the task's data" if found else "")
         )
-
-
-def beside(
-    images: Path,
-    masks: Path,
-    picture: str = ".jpg",
-    truth: str = ".png",
-    cluster: str | None = None,
-    aside: str | None = None,
-) -> list[Pair]:
-    """Pairs of the files `images/NAME.jpg` and `masks/NAME.png`, by name; MissingInput for what has no partner.
-
-    Masks that end in `aside` are no part of the data set.
-    """
-    pictures, truths = names(images, picture), names(masks, truth)
-    if aside is not None:
-        truths = {name for name in truths if not (name + truth).endswith(aside)}
-    if alone := sorted(pictures ^ truths):
-        there, absent = (images, masks) if alone[0] in pictures else (masks, images)
-        raise MissingInput(
-            f"{there}: {len(alone):,} files have no partner, the first is {alone[0]}, which is not in {absent}"
-        )
-    return [Pair(name, images, picture, masks, truth, cluster) for name in sorted(pictures)]
-
-
-def of(
-    wanted: Iterable[str], images: Path, masks: Path, picture: str = ".jpg", marks: tuple[Mark, ...] | None = None
-) -> list[Pair]:
-    """Pairs of the wanted names, as far as they are there; MissingInput where only one of picture and mask is."""
-    pictures, truths = names(images, picture), names(masks, ".png")
-    wanted = set(wanted)
-    if alone := sorted(wanted & (pictures ^ truths)):
-        there, absent = (images, masks) if alone[0] in pictures else (masks, images)
-        raise MissingInput(f"{absent}: {alone[0]} and {len(alone) - 1} more are not there, but in {there}")
-    return [Pair(name, images, picture, masks, ".png", marks=marks) for name in sorted(wanted & pictures)]
-
-
-def names(folder: Path, tail: str) -> set[str]:
-    """What the files of a folder that end so are called before that; nothing where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            files = [entry.name for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
-    return {name.removesuffix(tail) for name in files if name.endswith(tail) and not name.startswith(".")}
-
-
-def listed(path: Path) -> list[str]:
-    """The names in a list file: `NAME` or `FOLDER/NAME.jpg FOLDER/NAME.png`, one image a line.
-
-    MissingInput if the file is not there, DataError for a strange name, one that is there twice or two on a line.
-    """
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise MissingInput(f"{path}: there is no such list") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    found = [[PurePosixPath(part).stem for part in line] for line in lines]
-    for stems in found:
-        if len(set(stems)) != 1 or not re.fullmatch(r"\w[\w.-]*", stems[0]):
-            raise DataError(f"{path}: {' '.join(stems)!r} is no name of an image")
-    if len({stems[0] for stems in found}) < len(found):
-        raise DataError(f"{path}: lists an image twice")
-    return [stems[0] for stems in found]
-
-
-def first_there(*folders: Path) -> Path:
-    """The first of the places where a folder may lie, or the usual one, which comes first."""
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _either(values: Iterable[int]) -> str:

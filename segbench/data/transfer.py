@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from segbench.data.native import Archive
+from segbench.data.facts import Archive
 from segbench.errors import DataError, MissingInput
 from segbench.files import said_bytes, write_whole, writing
 

@@ -22,11 +22,12 @@ from jaxtyping import Int64
 import segbench
 from segbench.data import checksums, label_statistics
 from segbench.data.checksums import Sum
-from segbench.data.native import NATIVE_VERSION, Native, Pair
+from segbench.data.listing import Pair
+from segbench.data.native import NATIVE_VERSION, Native
 from segbench.data.there import SPLITS, manifest_place, open_split, params
 from segbench.errors import MissingInput, SegbenchError
 from segbench.files import write_whole
-from segbench.images import File, decode_mask, decode_pair
+from segbench.images import File, decode_mask
 from segbench.records import canonical, digest
 from segbench.specs import Split
 from segbench.types import IGNORE
@@ -212,7 +213,7 @@ def _examine(dataset: Native, pair: Pair) -> _Examined:
     if not problems:
         image, mask = contents
         try:
-            truth = decode_pair(pair.name, image, mask, dataset.labels, "as stored").mask  # as Native does
+            truth = dataset.decode(pair, image, mask).mask
         except SegbenchError as error:
             problems.append(str(error))
             try:  # one that is sound is counted, whatever is wrong with its image

@@ -19,7 +19,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from segbench.data import hub, native
+from segbench.data import hub, listing, native
+from segbench.data.facts import Published
 from segbench.errors import MissingInput
 from segbench.images import Labels, Mark
 from segbench.specs import Split
@@ -39,7 +40,7 @@ SUBSETS = {"fg20": tuple(range(1, 21))}
 class Params(native.Params):
     """Where it is, and what to train on."""
 
-    known = native.Published.read("voc2012")
+    known = Published.read("voc2012")
 
     train: Literal["voc", "aug"] = Field(default="voc", description="its own 1,464 images, or SBD's as well: 10,582")
 
@@ -50,18 +51,18 @@ def load(params: Params, split: Split) -> Dataset:
     if params.hub:
         return hub.split(params, LABELS, split, published, SUBSETS)
     places = (params.path / name for name in (".", "VOC2012", "VOCdevkit/VOC2012"))
-    root = native.first_there(*(place / "JPEGImages" for place in places)).parent
+    root = listing.first_there(*(place / "JPEGImages" for place in places)).parent
     lists, images, masks = root / "ImageSets" / "Segmentation", root / "JPEGImages", root / "SegmentationClass"
     if not lists.is_dir():
         native.complete(params.known, str(params.path), 0, split, published, False, "segbench data get voc2012")
-    own = native.listed(lists / "train.txt")
-    pairs: dict[Split, list[native.Pair]] = {
-        "train": native.of(own, images, masks),
-        "val": native.of(native.listed(lists / "val.txt"), images, masks),
+    own = listing.read(lists / "train.txt")
+    pairs: dict[Split, list[listing.Pair]] = {
+        "train": listing.of(own, images, masks),
+        "val": listing.of(listing.read(lists / "val.txt"), images, masks),
     }
     if params.train == "aug":
         more = set(_augmented(lists)) - set(own)
-        pairs["train"] += native.of(more, images, root / "SegmentationClassAug", marks=OF_SBD)
+        pairs["train"] += listing.of(more, images, root / "SegmentationClassAug", marks=OF_SBD)
         pairs["train"].sort(key=lambda pair: pair.name)
     return native.split(params, LABELS, pairs, split, published, SUBSETS)
 
@@ -69,7 +70,7 @@ def load(params: Params, split: Split) -> Dataset:
 def _augmented(lists: Path) -> list[str]:
     for name in LISTS:
         if (lists / name).is_file():
-            return native.listed(lists / name)
+            return listing.read(lists / name)
     raise MissingInput(
         f"{lists}: none of {', '.join(LISTS)} is there; they and SegmentationClassAug come from SBD, as by"
         " tools/dataset_converters/voc_aug.py of mmsegmentation, or leave `train: aug` out"

@@ -74,7 +74,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from segbench.data import ade20k, download
-from segbench.data.native import Archive
+from segbench.data.facts import Archive
 import dataclasses
 archive = Archive(sys.argv[1], sys.argv[2], None, "the tests")
 known = dataclasses.replace(ade20k.Params.known, archives=(archive,))

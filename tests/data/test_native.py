@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from segbench import registry
-from segbench.data import ade20k, camvid, native
+from segbench.data import ade20k, camvid, listing, native
+from segbench.data.facts import Published
 from segbench.errors import DataError, MissingInput, SpecError
 from segbench.images import File, Labels
 from segbench.specs import Split, TaskSpec, read_task, validate
@@ -22,8 +23,8 @@ PUBLISHED = sorted(path.stem for path in (Path(native.__file__).parent / "publis
 
 def found(root: Path, wanted: Split = "val", published: int = 2, **params: Any) -> native.Native:
     """The drawn ADE20K as if so many images had been published."""
-    pairs: dict[Split, list[native.Pair]] = {
-        one: native.beside(root / "images" / folder, root / "annotations" / folder)
+    pairs: dict[Split, list[listing.Pair]] = {
+        one: listing.beside(root / "images" / folder, root / "annotations" / folder)
         for one, folder in ade20k.FOLDERS.items()
     }
     return native.split(ade20k.Params(path=root, **params), ade20k.LABELS, pairs, wanted, published)
@@ -121,48 +122,6 @@ def test_mark_that_too_few_masks_hold_is_told_with_both_numbers(tmp_path):
     assert found(tmp_path, published=10).manifest
 
 
-# --------------------------------------------------------------------------------------------------------------- lists
-
-
-def listing(tmp_path: Path, text: str) -> list[str]:
-    (tmp_path / "list.txt").write_text(text)
-    return native.listed(tmp_path / "list.txt")
-
-
-def test_lists_hold_names_or_pairs_of_paths(tmp_path):
-    assert listing(tmp_path, "2007_000032\n\n2007_000039 \n") == ["2007_000032", "2007_000039"]
-    assert listing(tmp_path, "/JPEGImages/a_1.jpg /SegmentationClassAug/a_1.png\r\n") == ["a_1"]
-    assert listing(tmp_path, "/SegNet/CamVid/train/b.png /SegNet/CamVid/trainannot/b.png\n") == ["b"]
-
-
-@pytest.mark.parametrize(
-    "line", ["..", "../x/..", "a/b.jpg c/d.png", ".hidden", "a\\..\\b", "-x", "<b>", "a.jpg a.png x"]
-)
-def test_list_of_strange_names_is_refused(tmp_path, line):
-    with pytest.raises(DataError, match=r"list\.txt: .* is no name of an image"):
-        listing(tmp_path, f"fine\n{line}\n")
-
-
-def test_list_that_is_absent_no_text_or_repeats_itself_is_told(tmp_path):
-    with pytest.raises(MissingInput, match="there is no such list"):
-        native.listed(tmp_path / "absent.txt")
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read"):
-        native.listed(tmp_path / "list.txt")
-    with pytest.raises(DataError, match="lists an image twice"):
-        listing(tmp_path, "a\nb\na\n")
-
-
-def test_listed_picture_without_mask_is_missing_and_listed_name_without_both_is_left_out(tmp_path):
-    trees.camvid(tmp_path)
-    images, masks = tmp_path / "val", tmp_path / "valannot"
-    wanted = native.listed(tmp_path / "val.txt")
-    assert [pair.name for pair in native.of([*wanted, "absent"], images, masks, ".png")] == wanted
-    (masks / f"{wanted[1]}.png").unlink()
-    with pytest.raises(MissingInput, match=rf"valannot: {wanted[1]} and 0 more are not there, but in .*val$"):
-        native.of(wanted, images, masks, ".png")
-
-
 # --------------------------------------------------------------------------------------------------- where, and which
 
 
@@ -207,7 +166,7 @@ def test_wrong_keys_are_told_before_anything_is_read(tmp_path, keys, told):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_facts_fit_each_other_and_name_their_sources(name):
-    known = native.Published.read(name)
+    known = Published.read(name)
     assert len(set(known.classes)) == len(known.classes)
     assert {"train", "val"} <= known.images.keys()
     assert known.archives or known.wanted
@@ -238,7 +197,7 @@ def test_every_set_of_published_facts_is_a_data_set_that_says_what_is_missing(na
 
 
 def test_labels_of_the_whole_of_cityscapes_and_camvid_add_up_to_their_pixels():
-    cityscapes, small = native.Published.read("cityscapes"), native.Published.read("camvid")
+    cityscapes, small = Published.read("cityscapes"), Published.read("camvid")
     void = 715_747_311  # facts of cityscapes_pix_label_stats.txt: pixels of void in train
     assert sum(cityscapes.facts["labels"]["train"]["pixels"]) + void == 2975 * 1024 * 2048
     assert sum(small.facts["labels"]["train"]["pixels"]) + 2_503_995 == 367 * 480 * 360
@@ -261,4 +220,4 @@ def test_every_class_is_what_some_value_means(name):
 def test_looking_at_masks_reads_them_as_they_are_stored(tmp_path):
     trees.mask(tmp_path / "m.png", np.array([[0, 1]], np.uint8), palette=True)
     masks = [File.of(tmp_path / "m.png")]
-    native.refuse_treated(native.Published.read("ade20k"), ade20k.LABELS, masks, "here")
+    native.refuse_treated(Published.read("ade20k"), ade20k.LABELS, masks, "here")

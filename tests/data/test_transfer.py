@@ -6,7 +6,7 @@ import pytest
 from file_server import served
 
 from segbench.data import transfer
-from segbench.data.native import Archive
+from segbench.data.facts import Archive
 from segbench.errors import DataError, MissingInput
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
