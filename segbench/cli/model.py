@@ -20,8 +20,9 @@ from segbench.cli.options import (
     library,
     overridden,
 )
-from segbench.cli.say import FAILED, OK, as_columns, as_json, say
+from segbench.cli.say import FAILED, OK, as_columns, as_json, say, shown
 from segbench.errors import SpecError
+from segbench.files import said_bytes
 
 if TYPE_CHECKING:
     from segbench.adapters.report import Check, Files, Model, Part, Parts, Report, Row, Tokens
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from segbench.types import Sample
 
 NAMED = 5  # tensors
-SIZES = ("B", "kB", "MB", "GB", "TB")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -114,9 +114,9 @@ def _text(found: "Report") -> str:
         sections.append(_section("tokens", _tokens(found.tokens)))
     sections.append(_checks(found.checks))
     if found.memory:
-        batches = {f"a batch of {images}": f"{_bytes(size)} and more" for images, size in found.memory.batches.items()}
-        held = {f"{found.memory.held_images:,} images held": f"{_bytes(found.memory.held)} for all residual sites"}
-        sections.append(_section("memory", {"weights": _bytes(found.memory.weights)} | batches | held))
+        batches = {f"a batch of {images}": f"{said_bytes(size)} and more" for images, size in found.memory.batches.items()}
+        held = {f"{found.memory.held_images:,} images held": f"{said_bytes(found.memory.held)} for all residual sites"}
+        sections.append(_section("memory", {"weights": said_bytes(found.memory.weights)} | batches | held))
     return "\n\n".join(sections)
 
 
@@ -143,7 +143,7 @@ def _model(model: "Model") -> dict[str, str]:
 def _files(files: "Files") -> dict[str, str]:
     there = {name: size for name, size in files.shards.items() if size is not None}
     absent = [name for name in files.shards if name not in there]
-    rows = {"shards": f"{len(there)} of {len(files.shards)}, {_bytes(sum(there.values()))}"}
+    rows = {"shards": f"{len(there)} of {len(files.shards)}, {said_bytes(sum(there.values()))}"}
     if absent:
         rows["not there"] = _some(absent)
     for what, names in (files.keys or {}).items():
@@ -172,7 +172,7 @@ def _part(part: "Part") -> str:
 def _site(row: "Row") -> dict[str, str]:
     name = row.first if row.count == 1 else f"{row.first} ... {row.last}"
     name = "adapter, llm.0" if name == "adapter" else name
-    return {"site": name, "sites": str(row.count), "width": str(row.width), "per image and site": _bytes(row.bytes)}
+    return {"site": name, "sites": str(row.count), "width": str(row.width), "per image and site": said_bytes(row.bytes)}
 
 
 def _tokens(tokens: "Tokens") -> dict[str, str]:
@@ -207,18 +207,18 @@ def _checks(checks: "Sequence[Check]") -> str:
         if one.note:
             said.setdefault(f"{verdicts[one.passed]}: {one.note}", []).append(one.name)
     return "\n".join(
-        [_table("checks", rows), *(f"  {', '.join(names)}: {_shown(told)}" for told, names in said.items())]
+        [_table("checks", rows), *(f"  {', '.join(names)}: {shown(told)}" for told, names in said.items())]
     )
 
 
 def _section(title: str, rows: Mapping[str, str]) -> str:
     width = max(map(len, rows))
-    return "\n".join([title, *(f"  {key:{width}}  {_shown(value)}" for key, value in rows.items())])
+    return "\n".join([title, *(f"  {key:{width}}  {shown(value)}" for key, value in rows.items())])
 
 
 def _table(title: str, rows: Iterable[Mapping[str, str]]) -> str:
-    shown = ({key: _shown(value) for key, value in row.items()} for row in rows)
-    return f"{title}\n{textwrap.indent(as_columns(shown), '  ')}"
+    told = ({key: shown(value) for key, value in row.items()} for row in rows)
+    return f"{title}\n{textwrap.indent(as_columns(told), '  ')}"
 
 
 def _some(names: Iterable[str]) -> str:
@@ -228,13 +228,3 @@ def _some(names: Iterable[str]) -> str:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]} pixels (H x W)"
-
-
-def _bytes(count: float) -> str:
-    power = min(len(SIZES) - 1, max(0, (len(str(int(count))) - 1) // 3))
-    return f"{count / 1000**power:.3g} {SIZES[power]}"
-
-
-def _shown(text: str) -> str:
-    """Text on one line, in which nothing that a checkpoint says can command a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

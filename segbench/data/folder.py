@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
+from segbench.data import checksums
 from segbench.errors import DataError, MissingInput
 from segbench.images import Labels, read_pair
 from segbench.specs import Spec
@@ -44,7 +45,7 @@ def load(params: Params, split: Literal["train", "val"]) -> Dataset:
         raise MissingInput(f"{folder}: there is no such folder; expected one with {LAYOUT}")
     classes = _classes(folder / "classes.json")
     names = _names(folder / "splits.json", params, split)
-    return _Folder(classes, _files(folder, names))
+    return _Folder(folder, classes, _files(folder, names))
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class _Files:
 
 
 class _Folder(Dataset):
-    def __init__(self, classes: tuple[str, ...], files: Sequence[_Files]) -> None:
+    def __init__(self, root: Path, classes: tuple[str, ...], files: Sequence[_Files]) -> None:
+        self.root = root
         self.classes, self.labels = classes, Labels.plain(len(classes))
         self.files = files
 
@@ -63,8 +65,9 @@ class _Folder(Dataset):
         digest = hashlib.sha256()
         names = json.dumps({"folder": FOLDER_VERSION, "classes": self.classes})
         digest.update(names.encode())
+        sums = checksums.of(self.root, [path for pair in self.files for path in (pair.image, pair.mask)])
         for pair in self.files:
-            line = [pair.image.name, _sha256(pair.image), pair.mask.name, _sha256(pair.mask)]
+            line = [pair.image.name, sums[pair.image], pair.mask.name, sums[pair.mask]]
             digest.update(f"\n{json.dumps(line)}".encode())
         return digest.hexdigest()
 
@@ -172,11 +175,3 @@ def _some(names: Sequence[str]) -> str:
     """The first three, and how many more."""
     said = ", ".join(repr(name) for name in names[:3])
     return said + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
