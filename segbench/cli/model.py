@@ -114,7 +114,8 @@ def _text(found: "Report") -> str:
         sections.append(_section("tokens", _tokens(found.tokens)))
     sections.append(_checks(found.checks))
     if found.memory:
-        batches = {f"a batch of {images}": f"{said_bytes(size)} and more" for images, size in found.memory.batches.items()}
+        sizes = found.memory.batches.items()
+        batches = {f"a batch of {images}": f"{said_bytes(size)} and more" for images, size in sizes}
         held = {f"{found.memory.held_images:,} images held": f"{said_bytes(found.memory.held)} for all residual sites"}
         sections.append(_section("memory", {"weights": said_bytes(found.memory.weights)} | batches | held))
     return "\n\n".join(sections)
