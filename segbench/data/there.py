@@ -33,7 +33,7 @@ class There(NamedTuple):
         if not self.path.is_dir():
             return "absent"
         if self.problem:
-            return "damaged" if self.splits else "not usable"
+            return "incomplete" if self.splits else "not usable"
         parts = [f"{there:,} of {all_:,} {split}" for split, (there, all_) in self.splits.items()]
         return "complete" if self.complete else f"partial: {', '.join(parts)}"
 
