@@ -5,7 +5,7 @@ that call under any attention, as deep as the sites ask for. The language head i
 with `load(spec, device) -> Adapter`: its module table, and its `Layout`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -184,6 +184,40 @@ class Adapter:
         taken |= {ENCODER: encoded.encoder} | ({ADAPTER: taken[Site("llm", 0)]} if ADAPTER in sites else {})
         return {site: taken[site] for site in sites}
 
+    def replay(
+        self, encoded: Encoded, wanted: Collection[Site], show: Callable[[Site, Float[Tensor, "b s d"]], None]
+    ) -> None:
+        """Run the text model as deep as the wanted sites of the LLM need, and show each as it passes, all positions."""
+        text, norm = self.parts.text, self.parts.norm
+
+        def take(site: Site, states: Float[Tensor, "b s d"]) -> None:
+            if site in wanted:
+                show(site, states)
+
+        def entering(site: Site) -> Any:
+            return lambda _, args, kwargs: take(site, args[0] if args else kwargs["hidden_states"])
+
+        hidden = {site for site in wanted if site.stream == "hidden" and site != FINAL}
+        deepest = self.depth if FINAL in wanted else max(_needed(site) for site in wanted)
+        call = dict(encoded.call) | {"past_key_values": None, "use_cache": False}
+        if self.spec.attention == "bidirectional":
+            embeddings, real = call["inputs_embeds"], call.get("attention_mask")
+            call["attention_mask"] = bidirectional_mask(text, embeddings, real, encoded.image)
+        if any(site.stream in ("key", "value") for site in wanted):
+            call |= {"past_key_values": _Tap(text, take), "use_cache": True}
+        with torch.no_grad(), ExitStack() as stack:
+            blocks = decoder_layers(text)
+            stack.enter_context(depth(text, deepest))
+            for site in hidden:
+                place = norm if site.layer == deepest else blocks[int(site.layer)]
+                stack.callback(place.register_forward_pre_hook(entering(site), with_kwargs=True).remove)
+            for site in (one for one in wanted if one.stream == "key_pre"):
+                stack.callback(_keys(blocks[int(site.layer)], site, take))
+            if FINAL in wanted:
+                hook = norm.register_forward_hook(lambda _, args, out: take(FINAL, out))  # type: ignore[arg-type]
+                stack.callback(hook.remove)
+            text(**call)
+
     def read(self, batch: Batch, sites: Sequence[Site]) -> Features:
         """All wanted sites from one forward pass."""
         return self.decode(self.encode(batch), sites)
@@ -231,38 +265,16 @@ class Adapter:
         layers: range | None,
     ) -> None:
         """Replay the text model and leave the image states of the wanted sites in `taken`."""
-        text, norm = self.parts.text, self.parts.norm
         rows = torch.arange(len(encoded.image_at), device=self.device)[:, None]
 
         def take(site: Site, states: Float[Tensor, "b s d"]) -> None:
-            if site in wanted:
-                taken[site] = states[rows, encoded.image_at]
+            taken[site] = states[rows, encoded.image_at]
 
-        def entering(site: Site) -> Any:
-            return lambda _, args, kwargs: take(site, args[0] if args else kwargs["hidden_states"])
-
-        hidden = {site for site in wanted if site.stream == "hidden" and site != FINAL}
-        deepest = self.depth if FINAL in wanted else max(_needed(site) for site in wanted)
-        call = dict(encoded.call) | {"past_key_values": None, "use_cache": False}
-        if self.spec.attention == "bidirectional":
-            embeddings, real = call["inputs_embeds"], call.get("attention_mask")
-            call["attention_mask"] = bidirectional_mask(text, embeddings, real, encoded.image)
-        if any(site.stream in ("key", "value") for site in wanted):
-            call |= {"past_key_values": _Tap(text, take), "use_cache": True}
-        with torch.no_grad(), ExitStack() as stack:
-            blocks = decoder_layers(text)
-            stack.enter_context(depth(text, deepest))
-            for site in hidden:
-                place = norm if site.layer == deepest else blocks[int(site.layer)]
-                stack.callback(place.register_forward_pre_hook(entering(site), with_kwargs=True).remove)
-            for site in (one for one in wanted if one.stream == "key_pre"):
-                stack.callback(_keys(blocks[int(site.layer)], site, take))
-            if FINAL in wanted:
-                hook = norm.register_forward_hook(lambda _, args, out: take(FINAL, out))  # type: ignore[arg-type]
-                stack.callback(hook.remove)
+        with ExitStack() as stack:
             if blocked is not None:
-                stack.enter_context(knockout(text, encoded.image, self._in_sequence(encoded, blocked), layers))
-            text(**call)
+                cut = self._in_sequence(encoded, blocked)
+                stack.enter_context(knockout(self.parts.text, encoded.image, cut, layers))
+            self.replay(encoded, wanted, take)
 
     def _in_sequence(self, encoded: Encoded, blocked: Bool[Tensor, "b t"]) -> Bool[Tensor, "b s"]:
         if blocked.shape != encoded.image_at.shape:
