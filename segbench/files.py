@@ -13,7 +13,7 @@ from segbench.errors import MissingInput
 TEMPORARY = ".writing-"  # how the names of unfinished files begin
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write fails with when there is no room
 
 
 def data_home() -> Path:
@@ -66,7 +66,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why, what = error.strerror or str(error), "name another folder with --data"
-        if error.errno in _FULL:
+        if error.errno in FULL:
             why, what = f"{why}; {said_bytes(free_bytes(folder))} are free", f"make room, or {what}"
         raise MissingInput(
             f"{folder}: cannot be written ({why}); {what}, and give the command again: it goes on from there"

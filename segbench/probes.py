@@ -18,6 +18,14 @@ from segbench.types import Site
 Arrays = dict[str, np.ndarray]
 
 
+class Diverged(CellError):
+    """The probe of one site has no finite loss or logits any more; those of other sites are as they were."""
+
+    def __init__(self, site: Site, message: str) -> None:
+        super().__init__(message)
+        self.site = site
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a bank is trained; the fields of the probe task's `protocol` that the optimiser needs."""
@@ -52,6 +60,19 @@ class ProbeBank(nn.Module):
             bound = 0.0 if init == "zeros" else linear.in_features**-0.5  # nn.Linear's own bound
             for parameter in linear.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=draw)
+
+    @torch.no_grad()
+    def only(self, sites: Sequence[Site]) -> "ProbeBank":
+        """The probes of these sites in a bank of their own, with the weights that they have here."""
+        rows = {site: row for row, site in enumerate(self.sites)}
+        linears = self._linears()
+        widths = {site: linears[rows[site]].in_features for site in sites}
+        bank = ProbeBank(widths, self.classes, linears[0].bias is not None).to(self.means[0].device)
+        for mine, site in enumerate(sites):
+            bank._linears()[mine].load_state_dict(linears[rows[site]].state_dict())
+            bank.means[mine].copy_(self.means[rows[site]])
+            bank.deviations[mine].copy_(self.deviations[rows[site]])
+        return bank
 
     def forward(self, features: Features) -> Float[Tensor, "l b t k"]:
         """Logits of every site, in the order of `sites`."""
@@ -125,23 +146,37 @@ class Trainer:
             progress(len(chosen))
 
     def state(self) -> Arrays:
-        """Weights, standardisation and optimiser moments."""
-        arrays = {f"bank.{name}": value.cpu().numpy() for name, value in self.bank.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            arrays |= {f"optimiser.{index}.{name}": value.cpu().numpy() for name, value in moments.items()}
-        return arrays | {"step": np.asarray(self.step)}
+        """By site: weights, standardisation and optimiser moments; a bank of fewer sites can go on with them."""
+        arrays = {"step": np.asarray(self.step)}
+        for name, tensor in self._tensors():
+            arrays[name] = tensor.detach().cpu().numpy()
+        for name, parameter in self._trained():
+            for moment, value in self.optimiser.state.get(parameter, {}).items():
+                arrays[f"{name}/{moment}"] = value.cpu().numpy()
+        return arrays
 
+    @torch.no_grad()
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on where `state` was taken."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        self.bank.load_state_dict({n.removeprefix("bank."): v for n, v in tensors.items() if n.startswith("bank.")})
+        """Go on where `state` was taken, of this bank or of one with more sites."""
+        for name, tensor in self._tensors():
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, moment = name.split(".")
-                moments.setdefault(int(index), {})[moment] = value
+        for index, (name, _) in enumerate(self._trained()):
+            found = [key for key in arrays if key.rpartition("/")[0] == name]
+            if found:
+                moments[index] = {key.rpartition("/")[2]: torch.from_numpy(np.array(arrays[key])) for key in found}
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         self.step = int(arrays["step"])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimiser moves, in its order."""
+        for site, linear in zip(self.bank.sites, self.bank.linears, strict=True):
+            yield from ((f"{site}/{name}", parameter) for name, parameter in linear.named_parameters())
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._trained()
+        for site, mean, deviation in zip(self.bank.sites, self.bank.means, self.bank.deviations, strict=True):
+            yield from ((f"{site}/mean", mean), (f"{site}/deviation", deviation))
 
     def _update(self, chosen: Int[np.ndarray, " n"]) -> None:
         """One optimiser step on the mean loss over the valid pixels of all chosen images; micro-batches only add up."""
@@ -168,9 +203,11 @@ class Trainer:
         if not loss.isfinite().all():
             row = int((~loss.isfinite()).nonzero()[0])
             epoch = self.step * self.schedule.epochs // self.steps + 1
-            raise CellError(
-                f"the probe at {self.bank.sites[row]} diverged in epoch {epoch} (step {self.step}, largest logit "
-                f"{logits[row].abs().max().item():.3g}); try a smaller protocol.lr or protocol.norm: standardize"
+            site, largest = self.bank.sites[row], logits[row].abs().max().item()
+            raise Diverged(
+                site,
+                f"the probe at {site} diverged in epoch {epoch} (step {self.step}, largest logit {largest:.3g}); "
+                "try a smaller protocol.lr or protocol.norm: standardize",
             )
 
 
@@ -212,7 +249,7 @@ class Counted(NamedTuple):
 
 @torch.no_grad()
 def evaluate(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Counted:
-    """Every probe's predictions at original resolution, counted; CellError, naming the site, for one that diverged."""
+    """Every probe's predictions at original resolution, counted; Diverged, naming the site, for one that did."""
     sites, classes, device = len(bank.sites), bank.classes, bank.means[0].device
     confusion = torch.zeros(sites, classes, classes, dtype=torch.int64, device=device)
     images = []
@@ -241,14 +278,15 @@ def predictions(
 def _logits(
     bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[Float[Tensor, "l t k"], Target]]:
-    """Logits on the patch grid, image by image; CellError where they have no argmax."""
+    """Logits on the patch grid, image by image; Diverged where they have no argmax."""
     for features, targets in source.read(indices):
         logits = bank(features)
         for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
             if not largest <= LIMIT:  # nor is NaN
-                raise CellError(
+                raise Diverged(
+                    site,
                     f"the probe at {site} diverged: its largest logit is {largest:.3g}; "
-                    "try a smaller protocol.lr or protocol.norm: standardize"
+                    "try a smaller protocol.lr or protocol.norm: standardize",
                 )
         for row, target in enumerate(targets):
             yield logits[:, row], target

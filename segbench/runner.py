@@ -216,7 +216,8 @@ class _Run:
             "inputs": item.inputs,
         }
         # First: a finished cell is never measured again, so nothing may fail once it is.
-        cell.note(PROVENANCE, readable(_provenance(time.monotonic() - begun, self.command, adapter)))
+        provenance = _provenance(time.monotonic() - begun, self.command, adapter) | cell.provenance
+        cell.note(PROVENANCE, readable(provenance))
         cell.finish(header, measures)
 
     def _load(self, model: ModelSpec) -> "Adapter":

@@ -107,6 +107,7 @@ class Cell:
         self._place = Path(folder_name(model), folder_name(task), fingerprint[:16])
         self._root = root
         self._about: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}  # what a kind has to say there
 
     @property
     def path(self) -> Path:

@@ -131,8 +131,9 @@ class Stepper:
 
 
 def resting(encoded: Encoded) -> Encoded:
-    """The batch without the embeddings, which no block but the first needs."""
-    return replace(encoded, call={name: value for name, value in encoded.call.items() if name != "inputs_embeds"})
+    """The batch without what no block needs again: the embeddings and the encoder's features."""
+    call = {name: value for name, value in encoded.call.items() if name != "inputs_embeds"}
+    return replace(encoded, encoder=encoded.encoder.new_empty(*encoded.encoder.shape[:2], 0), call=call)
 
 
 def at_patches(encoded: Encoded, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b t d"]:

@@ -1,7 +1,7 @@
 """Training a bank of probes to the end, or on from where a killed run stopped, and counting pixels after each epoch."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -43,7 +43,8 @@ class Protocol(Spec):
 class Fitting:
     """One bank to train: on what, how, and where its checkpoints go."""
 
-    widths: Mapping[Site, int]
+    widths: Mapping[Site, int]  # of all sites of the cell, so that a probe starts alike whoever is trained beside it
+    sites: tuple[Site, ...]  # of the bank
     train: "FeatureSource"
     val: "FeatureSource"
     protocol: Protocol
@@ -58,8 +59,44 @@ class Fitting:
         return self.protocol.epochs * (len(self.train.dataset) + len(self.val.dataset))
 
 
-def fit(this: Fitting, progress: Callable[[int], None]) -> "dict[str, Best]":
-    """What each way of choosing an epoch keeps, by its name; CellError when nothing is left to train on."""
+@dataclass(frozen=True)
+class Fitted:
+    """Trained probes, less those that diverged."""
+
+    sites: tuple[Site, ...]
+    kept: "dict[str, Best]"  # by the way of choosing an epoch
+    diverged: Mapping[Site, str]  # what is told of each
+
+    def rows(self, kept: str, name: str, sites: Sequence[Site]) -> np.ndarray:
+        """An array of these sites, [l, ...], as one way of choosing an epoch keeps it."""
+        return self.kept[kept].arrays[name][[self.sites.index(site) for site in sites]] if sites else np.empty(0)
+
+
+def fit(this: Fitting, progress: Callable[[int], None]) -> Fitted:
+    """What each way of choosing an epoch keeps; CellError when nothing is left to train on.
+
+    A probe that diverges leaves the bank, and the others go on from their last checkpoint as if it had not been there.
+    """
+    from segbench.probes import Diverged
+
+    sites, diverged, told = this.sites, {}, 0
+
+    def tell(images: int) -> None:
+        nonlocal told
+        told += images
+        progress(images)
+
+    while sites:
+        try:
+            return Fitted(sites, _fit(replace(this, sites=sites), tell), diverged)
+        except Diverged as error:
+            diverged[error.site] = str(error)
+            sites = tuple(site for site in sites if site != error.site)
+            tell(-told)
+    return Fitted((), {}, diverged)
+
+
+def _fit(this: Fitting, progress: Callable[[int], None]) -> "dict[str, Best]":
     from segbench import probes
 
     protocol = this.protocol
@@ -68,8 +105,8 @@ def fit(this: Fitting, progress: Callable[[int], None]) -> "dict[str, Best]":
     fitted = np.setdiff1d(everything, held_out)
     if not len(fitted):
         raise CellError(f"{len(everything)} training image(s) leave none to train on beside the held-out ones")
-    bank = probes.ProbeBank(this.widths, len(this.val.dataset.classes), protocol.bias, protocol.init, this.seed)
-    bank.to(this.device)
+    every = probes.ProbeBank(this.widths, len(this.val.dataset.classes), protocol.bias, protocol.init, this.seed)
+    bank = every.only(this.sites).to(this.device)
     schedule = probes.Schedule(
         protocol.epochs, protocol.batch, protocol.lr, protocol.betas, protocol.weight_decay, protocol.power, this.seed
     )
@@ -101,18 +138,28 @@ def _keep(this: Fitting, trainer: "Trainer", kept: "dict[str, Best]", epochs: in
     """Checkpoint the training after an epoch."""
     parts = {"trainer": trainer.state()} | {name: best.arrays for name, best in kept.items()}
     arrays = {f"{part}/{key}": array for part, named in parts.items() for key, array in named.items()}
-    this.cell.save_checkpoint(arrays, {"epochs": epochs}, this.part)
+    this.cell.save_checkpoint(arrays, {"epochs": epochs, "sites": [str(site) for site in this.sites]}, this.part)
 
 
 def _restored(this: Fitting, trainer: "Trainer", kept: "dict[str, Best]") -> int:
-    """Go back to the checkpoint of a killed run; the number of epochs that are done, 0 without a checkpoint."""
+    """Go back to the checkpoint of a killed run; the number of epochs that are done, 0 without a checkpoint.
+
+    It may be of a bank with more sites: of those that diverged since.
+    """
     checkpoint = this.cell.load_checkpoint(this.part)
     if checkpoint is None:
         return 0
     arrays, facts = checkpoint
+    there = facts.get("sites", [])
+    if not {str(site) for site in this.sites} <= set(there):
+        return 0
     trainer.restore(_below(arrays, "trainer"))
+    rows = [there.index(str(site)) for site in this.sites]
+    ours = {f"probe.{site}.{name}" for site in this.sites for name in ("weight", "bias")}
     for name, best in kept.items():
-        best.arrays = _below(arrays, name)
+        of_all = _below(arrays, name)
+        best.arrays = {key: of_all[key] for key in of_all.keys() & ours}
+        best.arrays |= {key: of_all[key][rows] for key in ("epoch", "score", "counts") if key in of_all}
     return facts["epochs"]
 
 

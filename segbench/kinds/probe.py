@@ -1,7 +1,8 @@
 """Layerwise probing: how well can a linear map read the classes at each site? (paper A.2, Table 2)"""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from segbench import stats
 from segbench.errors import CellError, DataError, SpecError
 from segbench.geometry import coverage
 from segbench.kinds._fitting import Fitting, Protocol, fit
+from segbench.kinds._stages import Wanted, probe
 from segbench.kinds.base import Job, SiteName
 from segbench.metrics import oracle
 from segbench.specs import DataSpec, Spec, Split
@@ -28,7 +30,6 @@ METRICS = {  # mean IoUs of counts that are kept beside those of the chosen epoc
 if TYPE_CHECKING:
     from segbench.adapters.base import Adapter
     from segbench.features import FeatureSource
-    from segbench.probes import ProbeBank
 
 
 class Params(Spec):
@@ -37,7 +38,9 @@ class Params(Spec):
     data: DataSpec
     protocol: Protocol = Protocol()
     sites: tuple[SiteName, ...] | None = Field(default=None, description="all residuals of the model when left out")
-    features: Literal["auto", "stream", "memory"] = "auto"
+    features: Literal["auto", "stream", "memory", "sweep", "disk", "groups"] = Field(
+        default="auto", description="where features live while probes are trained; changes no number"
+    )
     shuffled: bool = Field(default=False, description="also probe every site for the labels of other images: chance")
     position: bool = Field(default=False, description="also probe the places of patches alone, without the model")
     at_model: bool = Field(default=False, description="also count at the model's own resolution: miou@model")
@@ -56,42 +59,48 @@ def run(job: Job) -> Iterator[Measure]:
     `probes` (weights and biases of the chosen and of the last epoch), `examples` (label maps at original resolution).
     Raises CellError when a probe diverges or when no pixel can be counted.
     """
-    from segbench import features, probes
+    from segbench import features
 
     params: Params = job.params
     train, val = params.data.load("train", job.limit), params.data.load("val", job.limit)
     if train.classes != val.classes:
         raise DataError(f"{params.data.name}: train has the classes {train.classes}, val {val.classes}")
     sites = _sites(job.adapter, params.sites)
-    read = _Tally(job, len(train) + len(val), "reading")
-    sources = [features.source(job.adapter, d, sites, job.batch_size, params.features, read) for d in (train, val)]
     ceiling = _ceiling(job, val)
     if not ceiling.seen:
         raise CellError("no labelled pixel of the val split is seen by the model")
-    widths = {site: job.adapter.widths[site] for site in sites}
-    main = Fitting(widths, sources[0], sources[1], params.protocol, job.seed, job.adapter.device, job.cell)
-    kept = fit(main, _Tally(job, main.work, "training"))
-    chosen, last = kept[params.protocol.selection], kept["last"]
+    both = len(train) + len(val)
+    fitting = params.protocol.epochs * both
+    standardising = len(train) if params.protocol.norm == "standardize" else 0
+    reads = (1 + params.shuffled) * (fitting + standardising) + (1 + params.at_model) * len(val)
+    work = features.Work(job.adapter, train, val, sites, job.batch_size, reads, job.cell.path / "features")
+    plan = features.choose(work, params.features)
+    job.cell.provenance["features"] = plan.facts()
+    whole = fitting * len(plan.chosen.groups)
+    tallies = {what: _Tally(job, whole, what) for what in ("training", "control: shuffled")}
+    tallies["reading"] = _Tally(job, both, "reading")
+    wanted = Wanted(params.protocol, params.shuffled, params.at_model, _spread(len(val), job.examples))
+    done, stage = probe(job, plan, wanted, tallies)
+    shutil.rmtree(work.folder, ignore_errors=True)  # files of the policy `disk`
 
-    counts = {"best": chosen.arrays["counts"]} | {name: kept[name].arrays["counts"] for name in ("last", "val_best")}
-    for name, control in _controls(job, main, ceiling.grids).items():
-        best = fit(control, _Tally(job, control.work, f"control: {name}"))
-        counts[name] = best[params.protocol.selection].arrays["counts"]
-    bank = probes.ProbeBank.load(chosen.probes, sites, job.adapter.device)
-    if params.at_model:
-        counts["at_model"] = probes.count(bank, _at_model(job, val, sites), range(len(val)))
+    names = ["best", "last", "val_best", *(["shuffled"] if params.shuffled else [])]
+    names += ["at_model"] if params.at_model else []
+    counts = {name: np.stack([done[site][f"counts/{name}"] for site in sites]) for name in names}
+    if params.position:
+        counts["position"] = _position(job, (stage.train, stage.val) if stage else work.streamed(sites), ceiling.grids)
+    probes = {f"{site}.{name}": done[site][name] for site in sites for name in ("weight", "bias")}
+    probes |= {f"last/{site}.{name}": done[site][f"last/{name}"] for site in sites for name in ("weight", "bias")}
     job.cell.save_arrays("counts", counts)
-    job.cell.save_arrays("confusion", {"best": probes.evaluate(bank, sources[1], range(len(val))).confusion})
-    job.cell.save_arrays("probes", chosen.probes | {f"last/{name}": array for name, array in last.probes.items()})
-    job.cell.save_arrays("examples", _examples(bank, sources[1], job.examples))
-    best_epochs = zip(sites, chosen.arrays["epoch"].tolist(), strict=True)
+    job.cell.save_arrays("confusion", {"best": np.stack([done[site]["confusion"] for site in sites])})
+    job.cell.save_arrays("probes", probes)
+    job.cell.save_arrays("examples", _examples(done, val, wanted.examples))
     job.cell.about(
         {
             "sites": [str(site) for site in sites],
             "classes": list(train.classes),
             "images": ceiling.names,
             "selection": params.protocol.selection,
-            "best_epochs": {str(site): epoch + 1 for site, epoch in best_epochs},
+            "best_epochs": {str(site): int(done[site]["epoch"]) + 1 for site in sites},
             "train_images": len(train),
         }
         | ({"grid": list(ceiling.grids[0])} if len(ceiling.grids) == 1 else {})
@@ -104,29 +113,22 @@ def run(job: Job) -> Iterator[Measure]:
     yield from _measures(sites, counts, stats.Units.among(len(val), val.clusters), val.subsets)
 
 
-def _controls(job: Job, main: Fitting, grids: Sequence[tuple[int, int]]) -> dict[str, Fitting]:
-    """What the task asks for beside the curve, trained in the same way; CellError for grids that differ."""
+def _position(
+    job: Job, splits: "tuple[FeatureSource, FeatureSource]", grids: Sequence[tuple[int, int]]
+) -> Int[np.ndarray, "1 n k 3"]:
+    """Counts of the probe of places, trained in the same way on the ground truth alone; CellError for several grids."""
     from segbench import controls
 
     params: Params = job.params
-    found = {}
-    if params.shuffled:
-        shuffled = controls.Shuffled(main.train, job.seed)
-        found["shuffled"] = replace(main, train=shuffled, part="shuffled")
-    if params.position:
-        if len(grids) > 1:
-            raise CellError("position: the images of this model have grids of their own; use `preprocess: squash`")
-        train, val = (controls.Position(one, grids[0], main.device) for one in (main.train, main.val))
-        widths = {controls.PLACE: grids[0][0] * grids[0][1]}
-        found["position"] = replace(main, widths=widths, train=train, val=val, part="position")
-    return found
-
-
-def _at_model(job: Job, val: Dataset, sites: Sequence[Site]) -> "FeatureSource":
-    """The val split with its ground truth at the resolution of what the model sees."""
-    from segbench.features import Streamed
-
-    return Streamed(job.adapter, val, sites, job.batch_size, at_model=True)
+    if len(grids) > 1:
+        raise CellError("position: the images of this model have grids of their own; use `preprocess: squash`")
+    train, val = (controls.Position(one, grids[0], job.adapter.device) for one in splits)
+    widths, place = {controls.PLACE: grids[0][0] * grids[0][1]}, (controls.PLACE,)
+    this = Fitting(widths, place, train, val, params.protocol, job.seed, job.adapter.device, job.cell, "position")
+    fitted = fit(this, _Tally(job, this.work, "control: position"))
+    if fitted.diverged:
+        raise CellError(f"position: {fitted.diverged[controls.PLACE]}")
+    return fitted.rows(params.protocol.selection, "counts", place)
 
 
 def _partial(data: DataSpec) -> dict[str, Any]:
@@ -192,17 +194,21 @@ def _sites(adapter: "Adapter", wanted: tuple[str, ...] | None) -> tuple[Site, ..
     return tuple(site for site in known if site in asked)
 
 
-def _examples(bank: "ProbeBank", val: "FeatureSource", most: int) -> dict[str, np.ndarray]:
-    """`<e>.image`, `<e>.truth` and `<e>.<site>`: pictures and label maps of a few val images spread over the split."""
-    from segbench import probes
+def _spread(images: int, most: int) -> Sequence[int]:
+    """A few val images, spread over the split."""
+    count = min(most, images)
+    return np.unique(np.linspace(0, images - 1, count).astype(int)).tolist() if count else []
 
-    count = min(most, len(val.dataset))
-    indices = np.unique(np.linspace(0, len(val.dataset) - 1, count).astype(int)) if count else []
+
+def _examples(
+    done: Mapping[Site, Mapping[str, np.ndarray]], val: Dataset, images: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """`<e>.image`, `<e>.truth` and `<e>.<site>`: pictures and label maps of a few val images."""
     arrays: dict[str, np.ndarray] = {}
-    for row, (pixels, _) in enumerate(probes.predictions(bank, val, indices)):
-        sample = val.dataset[int(indices[row])]
+    for row, index in enumerate(images):
+        sample = val[index]
         arrays |= {f"{row}.image": np.asarray(sample.image), f"{row}.truth": sample.mask}
-        arrays |= {f"{row}.{site}": one.cpu().numpy() for site, one in zip(bank.sites, pixels, strict=True)}
+        arrays |= {f"{row}.{site}": known[f"example/{row}"] for site, known in done.items()}
     return arrays
 
 

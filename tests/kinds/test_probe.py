@@ -1,5 +1,7 @@
 """The numbers of a probe cell, from its own arrays and by torchmetrics."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny_runs
@@ -15,8 +17,24 @@ from segbench.types import IGNORE, GridMap
 SITES = ["encoder", "adapter", "llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"]
 POLICIES = {
     policy: tiny_runs.PROBE.replace("lr: 3e-2", "lr: 3e-2, norm: standardize") + f"features: {policy}\n"
-    for policy in ("memory", "stream")
+    for policy in ("memory", "stream", "sweep", "groups", "disk")
 }
+
+
+@pytest.fixture(scope="module")
+def policies(lab, tmp_path_factory):
+    for name, text in POLICIES.items():
+        (lab / f"tasks/probe-{name}.yaml").write_text(text)
+    outcomes = tiny_runs.measure(
+        lab, ",".join(f"probe-{name}" for name in POLICIES), tmp_path_factory.mktemp("policies")
+    )
+    assert {one.status for one in outcomes.values()} == {"ran"}, [one.note for one in outcomes.values()]
+    return outcomes
+
+
+def used(result):
+    """The policy that a cell's provenance names."""
+    return json.loads((result.path / "provenance.json").read_text())["features"]["policy"]
 
 
 def values(result, metric):
@@ -76,14 +94,19 @@ def test_the_probes_learn_something(cells):
     assert values(cells["probe"], "pixel_accuracy")["encoder"] > 100 * commonest
 
 
-def test_features_in_memory_and_streamed_give_the_same_numbers(lab, tmp_path):
-    for name, text in POLICIES.items():
-        (lab / f"tasks/probe-{name}.yaml").write_text(text)
-    outcomes = tiny_runs.measure(lab, "probe-memory,probe-stream", tmp_path)
-    memory, stream = (outcomes[f"probe-{name}"].result for name in POLICIES)
-    for name, array in memory.arrays("probes").items():
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "stream"])
+def test_every_policy_gives_the_numbers_of_a_stream(policies, policy):
+    ours, stream = policies[f"probe-{policy}"].result, policies["probe-stream"].result
+    assert used(ours) == policy
+    for name, array in ours.arrays("probes").items():
         np.testing.assert_allclose(array, stream.arrays("probes")[name], rtol=1e-3, atol=1e-4)
-    for a, b in zip(memory.measures, stream.measures, strict=True):
+    for name in ("counts", "confusion", "examples"):
+        mine, theirs = ours.arrays(name), stream.arrays(name)
+        assert {key: (one.shape, one.dtype) for key, one in mine.items()} == {
+            key: (one.shape, one.dtype) for key, one in theirs.items()
+        }
+    assert ours.about == stream.about
+    for a, b in zip(ours.measures, stream.measures, strict=True):
         assert (a.metric, a.site) == (b.metric, b.site)
         assert a.value == pytest.approx(b.value, abs=0.1)
 

@@ -1,0 +1,19 @@
+"""What the probes read: features of images at the sites of a model, and where they live while probes are trained."""
+
+from segbench.features.policy import Plan, Policy, Work, choose
+from segbench.features.source import AtModel, FeatureSource, Held, Indices, Streamed, checked
+from segbench.features.sweep import Stage
+
+__all__ = [
+    "AtModel",
+    "FeatureSource",
+    "Held",
+    "Indices",
+    "Plan",
+    "Policy",
+    "Stage",
+    "Streamed",
+    "Work",
+    "checked",
+    "choose",
+]

@@ -1,0 +1,365 @@
+"""Where features live while probes are trained, chosen by arithmetic: what it takes, what is there, how long it lasts.
+
+* `stream` runs the model again in every epoch and keeps nothing.
+* `memory` runs it once and holds the features of all sites.
+* `sweep` runs it once, block by block, and holds the states of one layer.
+* `groups` holds as many sites at a time as fit, and runs the model once per group, as deep as the group needs.
+* `disk` is the sweep with its layer in a file, or, where a model cannot be stepped through, every site in a file.
+
+All give the same numbers. `auto` takes the quickest that fits.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from segbench.adapters.base import ENCODER, Adapter
+from segbench.adapters.stepping import Stepper
+from segbench.errors import ModelError
+from segbench.features.rows import InMemory, OnDisk, Rows
+from segbench.features.source import Held, Streamed, checked
+from segbench.features.sweep import Stage, Sweep
+from segbench.files import free_bytes, said_bytes
+from segbench.kernels import Target
+from segbench.types import Dataset, Site
+
+Policy = Literal["auto", "stream", "memory", "sweep", "disk", "groups"]
+Chosen = Literal["stream", "memory", "sweep", "disk", "groups"]
+Progress = Callable[[int], None]  # called with the number of images that were just worked on
+
+ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones
+SHARES = {"host": 0.5, "device": 0.8, "disk": 0.9}  # of what is free; a host is shared with others
+TIMED = 4  # images whose forward pass is timed
+RATED = 1 << 26  # bytes that are written and read to see how quick a disk is
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the probes of a cell read."""
+
+    adapter: Adapter
+    train: Dataset
+    val: Dataset
+    sites: tuple[Site, ...]
+    batch_size: int
+    reads: int  # images, over all epochs and both splits
+    folder: Path  # where files may lie
+
+    @property
+    def images(self) -> int:
+        return len(self.train) + len(self.val)
+
+    def streamed(self, sites: Sequence[Site]) -> tuple[Streamed, Streamed]:
+        """Both splits, by forward passes."""
+        train, val = (Streamed(self.adapter, one, sites, self.batch_size) for one in (self.train, self.val))
+        return train, val
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured on a few images."""
+
+    sites: Mapping[Site, int]  # bytes of an image's features
+    states: int  # bytes of an image's whole sequence before a block, and of what else the blocks are called with
+    labels: int  # bytes of an image's ground truth
+    forward: float  # seconds per image
+    encode: float  # seconds per image of what comes before the LLM
+    write: float  # bytes per second to and from the folder for files
+    read: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one policy takes."""
+
+    policy: Chosen
+    how: str  # in words
+    place: Literal["host", "device", "disk", "nowhere"]
+    bytes: int
+    free: int
+    seconds: float  # of forward passes, reading and writing; the probes' own work is the same for all
+    groups: tuple[tuple[Site, ...], ...]  # sites whose probes are trained together, one group after the other
+    refused: str = ""  # why it cannot be had
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and (self.place == "nowhere" or self.bytes <= SHARES[self.place] * self.free)
+
+    def __str__(self) -> str:
+        there = f" of {said_bytes(self.free)} free" if self.place != "nowhere" else ""
+        verdict = f" ({self.refused or 'does not fit'})" if not self.fits else ""
+        return f"{self.policy}: {self.how}, {said_bytes(self.bytes)}{there}, about {self.seconds:.3g} s{verdict}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chosen policy, and what was known of all."""
+
+    work: Work
+    chosen: Estimate
+    estimates: tuple[Estimate, ...]
+    stepper: Stepper | None
+
+    def facts(self) -> dict[str, Any]:
+        """For the provenance of a cell."""
+        return {"policy": self.chosen.policy, "estimates": [str(one) for one in self.estimates]}
+
+    def stages(self, done: Sequence[Site], progress: Progress) -> Iterator[Stage]:
+        """The groups of sites with their features, one after the other; each lasts until the next one is asked for."""
+        groups = [tuple(site for site in group if site not in done) for group in self.chosen.groups]
+        left = [site for group in groups for site in group]
+        if not left:
+            return
+        home = torch.device("cpu") if self.chosen.place == "host" else self.work.adapter.device
+        if self.chosen.policy == "stream":
+            yield Stage(tuple(left), *self.work.streamed(left))
+        elif self.chosen.policy in ("memory", "groups"):
+            for group in filter(None, groups):
+                yield from self._read_at_once(group, home, progress)
+        elif self.stepper and self.chosen.place == "disk":
+            yield from Sweep(self.stepper, self.work.streamed(left), self._file, self._found, progress).stages(left)
+        elif self.stepper:
+            held = partial(_in_memory, home), _nothing
+            yield from Sweep(self.stepper, self.work.streamed(left), *held, progress).stages(left)
+        else:
+            yield from self._cached(left, progress)
+
+    def _read_at_once(self, group: tuple[Site, ...], home: torch.device, progress: Progress) -> Iterator[Stage]:
+        """One stage, whose sites one forward pass over all images leaves in memory."""
+        rows = [{site: InMemory(home) for site in group} for _ in range(2)]
+        splits = self.work.streamed(group)
+        train, val = (_held(one, its, progress) for one, its in zip(splits, rows, strict=True))
+        yield Stage(group, train, val)
+        for its in rows:
+            for one in its.values():
+                one.drop()
+
+    def _cached(self, sites: Sequence[Site], progress: Progress) -> Iterator[Stage]:
+        """One stage per site, each from its own files, which one forward pass over all images writes."""
+        rows: list[dict[Site, Rows]] = []
+        targets = []
+        for name, one in zip(("train", "val"), self.work.streamed(sites), strict=True):
+            count = len(one.dataset)
+            found = {site: self._found(f"{name}-{site}", count) for site in sites}
+            made = {site: self._file(f"{name}-{site}", count) for site in sites if found[site] is None}
+            if made:
+                split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.batch_size)
+                targets.append(_filled(split, made, progress))
+            else:
+                targets.append([one.target(index) for index in range(count)])
+            rows.append({site: found[site] or made[site] for site in sites})
+        for site in sites:
+            train, val = (
+                Held(one, {site: its[site].__getitem__}, theirs)
+                for one, its, theirs in zip(self.work.streamed([site]), rows, targets, strict=True)
+            )
+            yield Stage((site,), train, val)
+            for its in rows:
+                its[site].drop()
+
+    def _file(self, name: str, count: int) -> Rows:
+        return OnDisk(self.work.folder / f"{name}.raw", count)
+
+    def _found(self, name: str, count: int) -> Rows | None:
+        return OnDisk.found(self.work.folder / f"{name}.raw", count)
+
+
+def choose(work: Work, policy: Policy) -> Plan:
+    """The policy that was asked for, or the quickest that fits, also in place of one that the model cannot have."""
+    costs = measured(work)
+    stepper, refused = _stepper(work)
+    estimates = estimated(work, costs, refused)
+    able = [one for one in estimates if one.policy == policy and not one.refused]
+    if able:
+        chosen = next((one for one in able if one.fits), able[-1])
+    else:
+        fitting = [one for one in estimates if one.fits]
+        chosen = min(fitting, key=lambda one: (one.seconds, ORDER.index(one.policy)))
+        if policy != "auto":
+            reason = next(one.refused for one in estimates if one.policy == policy)
+            _log.warning("features: no %s (%s); %s in its place", policy, reason, chosen.policy)
+    for one in estimates:
+        _log.info("features: %s%s", one, " <- chosen" if one is chosen else "")
+    return Plan(work, chosen, estimates, stepper)
+
+
+def measured(work: Work) -> Costs:
+    """Sizes and speeds, from a few images of the training split."""
+    adapter, few = work.adapter, range(min(TIMED, len(work.train), work.batch_size))
+    train, _ = work.streamed(work.sites)
+    next(train.read([0]))  # the first pass of a process is slower
+    samples = [checked(work.train, index) for index in few]
+    sites = dict.fromkeys(work.sites, 0)
+    labels = states = forward = encode = 0.0
+    for batch in adapter.batches(samples):
+        begun = _now(adapter.device)
+        encoded = adapter.encode(batch)
+        between = _now(adapter.device)
+        features = adapter.decode(encoded, work.sites)
+        encode, forward = encode + between - begun, forward + _now(adapter.device) - begun
+        for site, tensor in features.items():
+            sites[site] += _bytes(tensor)
+        states += _bytes(encoded.call) + _bytes(encoded.image)
+        labels += sum(map(_target_bytes, map(train.ground_truth, batch.grids, batch.masks)))
+    per_image = {site: count // len(few) for site, count in sites.items()}
+    heaviest = work.images * sum(per_image.values())
+    write, read = _rates(work.folder, min(RATED, heaviest))
+    n = len(few)
+    return Costs(per_image, int(states / n), int(labels / n), forward / n, encode / n, write, read)
+
+
+def estimated(work: Work, costs: Costs, refused: str) -> tuple[Estimate, ...]:
+    """Every policy wherever it could lie; `refused` is why the model cannot be stepped through, if it cannot."""
+    n, sites, size = work.images, work.sites, costs.sites
+    each = tuple((site,) for site in sites)
+    every = sum(size.values())
+    once = n * costs.forward
+    beside = size.get(ENCODER, 0)
+    for layer in {site.layer for site in sites}:
+        streams = [size[site] for site in sites if site.layer == layer and site.stream != "hidden"]
+        beside = max(beside, sum(streams))
+    swept, layers = costs.states + beside, len(sites)
+    found = []
+    for place, free in _memory(work.adapter.device).items():
+        room = SHARES[place] * free / n - costs.labels
+        memory = n * (every + costs.labels)
+        found.append(Estimate("memory", f"all sites in {place} memory", place, memory, free, once, (sites,)))
+        how, needed = f"one layer at a time in {place} memory", n * (swept + costs.labels)
+        found.append(Estimate("sweep", how, place, needed, free, once, each, refused))
+        groups = _packed(sites, size, room)
+        deep = sum(costs.encode + (costs.forward - costs.encode) * _share(group, sites) for group in groups)
+        largest = n * (max(sum(size[site] for site in group) for group in groups) + costs.labels)
+        how = f"{len(groups)} group(s) of sites in {place} memory"
+        found.append(Estimate("groups", how, place, largest, free, n * deep, groups))
+    free = free_bytes(work.folder)
+    if refused:
+        bytes_, written, passed = n * every, n * every, work.reads * every
+    else:
+        bytes_, written = n * (2 * costs.states + beside), n * costs.states * layers
+        passed = (work.reads + n) * costs.states * layers
+    how = "every site in a file" if refused else "one layer at a time in a file"
+    seconds = once + written / costs.write + passed / costs.read
+    found.append(Estimate("disk", how, "disk", bytes_, free, seconds, each))
+    how = "a forward pass per epoch"
+    found.append(Estimate("stream", how, "nowhere", 0, 0, work.reads * costs.forward, (sites,)))
+    return tuple(found)
+
+
+def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> Held:
+    targets = _filled(streamed, rows, progress)
+    return Held(streamed, {site: one.__getitem__ for site, one in rows.items()}, targets)
+
+
+def _filled(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> list[Target]:
+    """One forward pass over a split, whose features go into `rows`; the targets."""
+    found: list[Target] = []
+    for features, targets in streamed.read(range(len(streamed.dataset))):
+        for site, one in rows.items():
+            one.add(features[site])
+        found += targets
+        progress(len(targets))
+    for one in rows.values():
+        one.finish()
+    return found
+
+
+def _stepper(work: Work) -> tuple[Stepper | None, str]:
+    """What steps through the model's blocks, or why nothing can."""
+    adapter = work.adapter
+    batch = next(adapter.batches([checked(work.train, 0)]))
+    try:
+        return Stepper.of(adapter, adapter.encode(batch)), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def _packed(sites: Sequence[Site], size: Mapping[Site, int], room: float) -> tuple[tuple[Site, ...], ...]:
+    """The sites in their order, as many together as there is room for, and one at least."""
+    groups: list[list[Site]] = []
+    for site in sites:
+        if groups and sum(size[one] for one in groups[-1]) + size[site] <= room:
+            groups[-1].append(site)
+        else:
+            groups.append([site])
+    return tuple(map(tuple, groups))
+
+
+def _share(group: Sequence[Site], sites: Sequence[Site]) -> float:
+    """How much of the LLM that all sites need is needed by a group, at most."""
+    last = max(sites.index(site) for site in group)
+    return last / max(1, len(sites) - 1)
+
+
+def _memory(device: torch.device) -> dict[Literal["host", "device"], int]:
+    """Free bytes, beside the model and on the host."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.mem_get_info(device)[0], "host": _host_memory()}
+    return {"host": _host_memory()}
+
+
+def _host_memory() -> int:
+    """Free bytes: what Linux says is available, or the pages that are free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _rates(folder: Path, count: int) -> tuple[float, float]:
+    """Bytes per second written to a folder's disk, and read from it, without what memory keeps of them."""
+    data = os.urandom(1 << 20)
+    times = max(1, count >> 20)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=there) as file:
+        begun = time.monotonic()
+        for _ in range(times):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        written = time.monotonic()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        between = time.monotonic()
+        while file.read(len(data)):
+            pass
+        read = time.monotonic()
+    size = len(data) * times
+    return size / max(1e-6, written - begun), size / max(1e-6, read - between)
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in the arguments of a call."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, parts))
+
+
+def _target_bytes(target: Target) -> int:
+    return _bytes([target.labels, target.valid])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def _in_memory(home: torch.device, name: str, count: int) -> Rows:
+    return InMemory(home)
+
+
+def _nothing(name: str, count: int) -> None:
+    """What a process before this one left in memory."""

@@ -1,0 +1,169 @@
+"""Where states of images rest: in memory, or in one flat file per site beside a JSON header with its checksum."""
+
+import hashlib
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segbench.errors import CellError
+from segbench.files import FULL, TEMPORARY, free_bytes, said_bytes, sha256, write_whole
+
+Make = Callable[[str, int], "Rows"]  # room for so many images under a name
+
+_log = logging.getLogger(__name__)
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+class Rows(ABC):
+    """States of the images of a split, one tensor an image, in the order in which they are added."""
+
+    @abstractmethod
+    def add(self, states: Float[Tensor, "b s d"]) -> None:
+        """The states of the next images."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Float[Tensor, "s d"]: ...
+
+    @abstractmethod
+    def pop(self, index: int) -> Float[Tensor, "s d"]:
+        """The states of an image that nobody will ask for again."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """All images were added."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """None of them is needed any more."""
+
+
+class InMemory(Rows):
+    """On a device, or in the memory of the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rows: dict[int, Tensor] = {}
+
+    def add(self, states: Float[Tensor, "b s d"]) -> None:
+        self._rows |= enumerate(states.to(self.device).unbind(), len(self._rows))
+
+    def __getitem__(self, index: int) -> Float[Tensor, "s d"]:
+        return self._rows[index]
+
+    def pop(self, index: int) -> Float[Tensor, "s d"]:
+        return self._rows.pop(index)
+
+    def finish(self) -> None:
+        pass
+
+    def drop(self) -> None:
+        self._rows.clear()
+
+
+class OnDisk(Rows):
+    """One flat file, whole or not there; a killed process finds what it had finished before.
+
+    The checksum is compared when a file of an earlier process is opened. CellError when the disk is full.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self._temporary = path.with_name(TEMPORARY + path.name)
+        self._places: list[list[int]] = []  # first byte, and shape
+        self._dtype = torch.float32
+        self._digest, self._end = hashlib.sha256(), 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary.unlink(missing_ok=True)
+        self._file: int | None = None
+
+    @classmethod
+    def found(cls, path: Path, count: int) -> "OnDisk | None":
+        """What an earlier process finished; None where there is nothing, or nothing whole, which is set aside."""
+        header = _header(path)
+        if header is None or not path.exists():
+            return None
+        if sha256(path) != header.get("sha256") or len(header.get("places", ())) != count:
+            path.replace(path.with_name(path.name + ".damaged"))
+            _log.warning("%s does not match its checksum; it is set aside and made anew", path)
+            return None
+        rows = cls(path, count)
+        rows._places, rows._dtype = header["places"], _DTYPES[header["dtype"]]
+        rows._file = os.open(path, os.O_RDONLY)
+        return rows
+
+    def add(self, states: Float[Tensor, "b s d"]) -> None:
+        flat = states.contiguous().cpu()
+        self._dtype = flat.dtype
+        data = flat.view(torch.uint8).numpy()
+        try:
+            if self._file is None:
+                self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            for row in data:
+                view = memoryview(row.reshape(-1))
+                start = self._end
+                while self._end < start + len(view):
+                    self._end += os.pwrite(self._file, view[self._end - start :], self._end)
+                self._digest.update(view)
+                self._places.append([start, *flat.shape[1:]])
+        except OSError as error:
+            done = len(self._places)
+            self.drop()
+            if error.errno not in FULL:
+                raise
+            missing = len(data[0].reshape(-1)) * (self.count - done)
+            raise CellError(
+                f"{self.path.parent}: no room ({error.strerror}) for the features at {self.path.stem}: {done} of "
+                f"{self.count} images were written, {said_bytes(missing)} are missing and "
+                f"{said_bytes(free_bytes(self.path.parent))} are free; make room, or choose `features: stream`; "
+                "what was finished is kept"
+            ) from error
+
+    def __getitem__(self, index: int) -> Float[Tensor, "s d"]:
+        start, *shape = self._places[index]
+        assert self._file is not None, "nothing was added"
+        buffer = bytearray(self._dtype.itemsize * shape[0] * shape[1])
+        view = memoryview(buffer)
+        while view:
+            read = os.preadv(self._file, [view], start)
+            if not read:
+                raise CellError(f"{self.path} ends too early: it was changed while it was read; run again")
+            view, start = view[read:], start + read
+        return torch.frombuffer(buffer, dtype=self._dtype).view(*shape)
+
+    def pop(self, index: int) -> Float[Tensor, "s d"]:
+        return self[index]
+
+    def finish(self) -> None:
+        if self._file is None:
+            return
+        os.fsync(self._file)
+        self._temporary.replace(self.path)
+        header = {"dtype": str(self._dtype), "places": self._places, "sha256": self._digest.hexdigest()}
+        write_whole(_beside(self.path), json.dumps(header).encode())
+
+    def drop(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        for path in (_beside(self.path), self.path, self._temporary):
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(path.suffix + ".json")
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    try:
+        header = json.loads(_beside(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return header if isinstance(header, dict) and header.get("dtype") in _DTYPES else None
