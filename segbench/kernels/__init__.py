@@ -3,25 +3,36 @@
 Logits live on the patch grid, the ground truth at original resolution; the logit of a pixel is the bilinear sample of
 the grid at the pixel's centre (`geometry.between`). Full-resolution logits exist only for a few rows at a time, or
 never. Two makings stand behind this interface: plain PyTorch, the reference for every other and at work on any device,
-and compiled C for the evaluation on a CPU, if the machine had a compiler (`making` tells). They differ only at
-pixels where two classes' logits are equal up to float32's rounding.
+and compiled C on a CPU, if the machine had a compiler (`making` tells). They differ by float32's rounding, and in the
+prediction only at pixels where two classes' logits are equal up to it.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from segbench.errors import CellError
-from segbench.kernels import compiled, plain
-from segbench.kernels.plain import LIMIT, upsampled_cross_entropy
+from segbench.kernels import compiled, plain, progression
+from segbench.kernels.plain import LIMIT
 from segbench.kernels.target import Target
 
 __all__ = ["LIMIT", "Target", "making", "upsampled_argmax", "upsampled_counts", "upsampled_cross_entropy"]
 
 
 def making() -> str:
-    """What evaluates on a CPU here, in words: compiled C and for which target, or plain PyTorch and why."""
+    """What trains and evaluates probes on a CPU here: compiled C and for which target, or plain PyTorch and why."""
     return compiled.making().says
+
+
+def upsampled_cross_entropy(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, " l"]:
+    """Summed cross-entropy over the valid pixels of one image, for each of l probes; differentiable in the logits.
+
+    NaN for a probe with a logit that is infinite, NaN or beyond 1e37. CellError if the ground truth holds a class
+    beyond the probes'.
+    """
+    return _CrossEntropy.apply(logits, target)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -54,3 +65,20 @@ def upsampled_counts(
             f"does the ground truth hold a class beyond the probe's {logits.shape[2]}?"
         )
     return counts
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Loss and gradient come from one walk over the image, so that nothing but the gradient waits for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Target) -> Tensor:
+        kernels = compiled.making().kernels if logits.device.type == "cpu" else None
+        walk = progression.loss_and_gradient if kernels is None else kernels.loss_and_gradient
+        losses, gradient = walk(logits, target)
+        ctx.save_for_backward(gradient)
+        return losses.to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0][:, None, None], None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "libsegbench.so"
-KERNELS = ("evaluation.c",)  # compiled once per target
+KERNELS = ("evaluation.c", "loss.c", "plan.c")  # compiled once per target
 ONCE = "targets.c"
 TARGETS = {  # best first; the flags of x86-64, elsewhere the baseline is all there is
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),

@@ -1,26 +1,24 @@
-"""The kernels that build.py compiles: up-sampled argmax and counts on a CPU, exact up to near ties."""
+"""The kernels that build.py compiles: up-sampled cross-entropy, argmax and counts on a CPU."""
 
 import ctypes
 import itertools
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int16, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int16, Int32, Int64, UInt16
 from torch import Tensor
 
-from segbench.geometry import between
-from segbench.kernels import build
+from segbench.kernels import build, tables
 from segbench.kernels.plain import LIMIT, unbounded
+from segbench.kernels.progression import fits
 from segbench.kernels.target import Target
-from segbench.types import GridMap
-
-PADDING = 64  # floats that a kernel may read behind the last column: the widest target's block
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +29,18 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True)
 class Making:
-    """Which kernels evaluate on this machine, and in words that a reader of a log understands."""
+    """Which kernels train and evaluate probes here, and in words that a reader of a log understands."""
 
     says: str
     kernels: "Kernels | None"  # None: plain PyTorch
+
+
+class Plan(NamedTuple):
+    """One image's ground truth as the loss needs it, the same for all probes and epochs."""
+
+    bits: UInt16[np.ndarray, "H16 W"]  # whether pixels are valid, 16 rows to a number, the first in the lowest bit
+    place: Int32[np.ndarray, "n 2"]  # (patch, class), ascending
+    pixels: Float64[np.ndarray, " n"]  # number of the class's pixels, weighted by the up-sampling from the patch
 
 
 class Kernels:
@@ -47,6 +53,64 @@ class Kernels:
         self._evaluate.restype = integer
         self._evaluate.argtypes = [pointer, *[integer] * 4, ctypes.c_float, *[pointer] * 4, *[integer] * 2]
         self._evaluate.argtypes += [pointer] * 5
+        self._loss = library[f"segbench_loss_{target}"]
+        self._loss.restype = integer
+        self._loss.argtypes = [pointer, *[integer] * 4, ctypes.c_float, *[pointer] * 5, *[integer] * 3]
+        self._loss.argtypes += [*[pointer] * 3, integer, *[pointer] * 2]
+        self._plan = library[f"segbench_plan_{target}"]
+        self._plan.restype = integer
+        self._plan.argtypes = [*[pointer] * 2, *[integer] * 5, *[pointer] * 7]
+
+    def loss_and_gradient(
+        self, logits: Float[Tensor, "l t k"], target: Target
+    ) -> tuple[Float64[Tensor, " l"], Float32[Tensor, "l t k"]]:
+        """As `progression.loss_and_gradient`."""
+        logits = logits.detach().float().contiguous()
+        if "plan" not in target.kept:
+            target.kept["plan"] = self.plan(target)
+        plan: Plan = target.kept["plan"]
+        (h, w), (height, width) = target.grid_map.grid, target.grid_map.image
+        rows, runs = tables.axis(target.grid_map, 0), tables.runs(target.grid_map)
+        probes, tokens, classes = logits.shape  # what the C code trusts
+        assert tokens == h * w
+        assert plan.bits.shape == (-(-height // 16), width)
+        fits(target, classes)
+        losses = torch.empty(probes, dtype=torch.float64)
+        gradient = torch.empty_like(logits)
+
+        def work(part: slice) -> int:
+            some = logits[part]
+            return self._loss(
+                *(some.data_ptr(), len(some), h, w, classes, LIMIT),
+                *(rows.low.ctypes.data, rows.way32.ctypes.data),
+                *(runs.cell.ctypes.data, runs.start.ctypes.data, runs.way.ctypes.data, len(runs.cell)),
+                *(height, width, plan.bits.ctypes.data),
+                *(plan.place.ctypes.data, plan.pixels.ctypes.data, len(plan.pixels)),
+                *(losses[part].data_ptr(), gradient[part].data_ptr()),
+            )
+
+        if any(result for _, result in _in_parts(probes, work)):
+            raise MemoryError("no memory for the loss kernel")
+        return losses, gradient
+
+    def plan(self, target: Target) -> "Plan":
+        """The loss's view of a ground truth; kept by the Target, which it makes a tenth larger."""
+        labels, valid = target.labels.short().contiguous(), target.valid.contiguous()
+        (h, w), (height, width), classes = target.grid_map.grid, target.grid_map.image, target.classes
+        rows, columns = (tables.axis(target.grid_map, axis) for axis in (0, 1))
+        assert labels.shape == valid.shape == (height, width)  # what the C code trusts
+        assert valid.dtype == torch.bool
+        assert int(labels.min()) >= 0
+        bits = np.empty((-(-height // 16), width), np.uint16)
+        place, pixels = np.empty((h * w * classes, 2), np.int32), np.empty(h * w * classes)
+        count = self._plan(
+            *(labels.data_ptr(), valid.data_ptr(), height, width, h, w, classes),
+            *(rows.whole.ctypes.data, rows.way.ctypes.data, columns.whole.ctypes.data, columns.way.ctypes.data),
+            *(bits.ctypes.data, place.ctypes.data, pixels.ctypes.data),
+        )
+        if count < 0:
+            raise MemoryError("no memory for the loss kernel's plan")
+        return Plan(bits, place[:count].copy(), pixels[:count].copy())
 
     def argmax(self, logits: Float[Tensor, "l t k"], target: Target) -> Int16[Tensor, "l H W"]:
         """As `plain.upsampled_argmax`; another class only where two logits are equal up to float32's rounding."""
@@ -73,8 +137,9 @@ class Kernels:
         """Every probe's rows of the results are its own, so that the probes share the threads that torch may use."""
         logits = logits.detach().float().contiguous()
         labels, valid = target.labels.short().contiguous(), target.valid.contiguous()
-        plan, (h, w), (height, width) = _plan(target.grid_map), target.grid_map.grid, target.grid_map.image
-        first = plan.seen if winners is None else plan.whole
+        (h, w), (height, width) = target.grid_map.grid, target.grid_map.image
+        rows, columns = (tables.axis(target.grid_map, axis) for axis in (0, 1))
+        first = (rows.seen, columns.seen) if winners is None else (rows.whole, columns.whole)
         probes, tokens, classes = logits.shape  # what the C code trusts
         assert tokens == h * w
         assert classes <= torch.iinfo(torch.int16).max
@@ -89,24 +154,27 @@ class Kernels:
             some = logits[part]
             return self._evaluate(
                 *(some.data_ptr(), len(some), h, w, classes, LIMIT),
-                *(first[0].ctypes.data, plan.share[0].ctypes.data, first[1].ctypes.data, plan.share[1].ctypes.data),
+                *(first[0].ctypes.data, rows.way32.ctypes.data, first[1].ctypes.data, columns.way32.ctypes.data),
                 *(height, width, labels.data_ptr(), valid.data_ptr()),
                 *(None if out is None else out[part].data_ptr() for out in (winners, counts, confusion)),
             )
 
-        threads = max(1, min(torch.get_num_threads(), probes))
-        edges = [probes * part // threads for part in range(threads + 1)]
-        parts = [slice(*pair) for pair in itertools.pairwise(edges)]
-        if threads == 1:
-            results = [evaluate(part) for part in parts]
-        else:
-            with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
-                results = list(pool.map(evaluate, parts))
-        for part, result in zip(parts, results, strict=True):
+        for part, result in _in_parts(probes, evaluate):
             if result == -2:
                 raise MemoryError("no memory for the evaluation kernel")
             if result >= 0:
                 raise unbounded(logits, part.start + result)
+
+
+def _in_parts(probes: int, work: Callable[[slice], int]) -> list[tuple[slice, int]]:
+    """What the work returns for each part of the probes, one part for every thread that torch may use."""
+    threads = max(1, min(torch.get_num_threads(), probes))
+    edges = [probes * part // threads for part in range(threads + 1)]
+    parts = [slice(*pair) for pair in itertools.pairwise(edges)]
+    if threads == 1:
+        return [(part, work(part)) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+        return list(zip(parts, pool.map(work, parts), strict=True))
 
 
 def load(path: Path, target: str | None = None) -> Kernels:
@@ -132,7 +200,7 @@ def load(path: Path, target: str | None = None) -> Kernels:
 
 @cache
 def making() -> Making:
-    """What evaluates on a CPU here; decided, and told to the log, once."""
+    """What trains and evaluates probes on a CPU here; decided, and told to the log, once."""
     try:
         kernels = load(build.LIBRARY)
         made = Making(f"compiled C, {kernels.target}", kernels)
@@ -140,27 +208,3 @@ def making() -> Making:
         made = Making(f"plain PyTorch ({reason}; with a C compiler: python -m segbench.kernels)", None)
     _log.info("evaluation on a CPU: %s", made.says)
     return made
-
-
-class _Plan(NamedTuple):
-    """Per axis, rows and columns: the first pixel of every cell (and the end), and where in its cell a pixel lies."""
-
-    whole: tuple[Int32[np.ndarray, " g"], Int32[np.ndarray, " g"]]
-    seen: tuple[Int32[np.ndarray, " g"], Int32[np.ndarray, " g"]]  # without the pixels that no model saw
-    share: tuple[Float32[np.ndarray, " n"], Float32[np.ndarray, " n"]]
-
-
-@lru_cache(maxsize=1024)  # most data sets have a few image sizes
-def _plan(grid_map: GridMap) -> _Plan:
-    (rows, row_seen, row_share), (columns, column_seen, column_share) = (_axis(grid_map, axis) for axis in (0, 1))
-    return _Plan((rows, columns), (row_seen, column_seen), (row_share, column_share))
-
-
-def _axis(
-    grid_map: GridMap, axis: Literal[0, 1]
-) -> tuple[Int32[np.ndarray, " g"], Int32[np.ndarray, " g"], Float32[np.ndarray, " n"]]:
-    low, share = between(grid_map, axis)
-    cells = max(grid_map.grid[axis] - 1, 1)
-    first = np.searchsorted(low, np.arange(cells + 1)).astype(np.int32)
-    seen = first.clip(grid_map.seen[axis], grid_map.seen[axis + 2])
-    return first, seen, np.pad(share, (0, PADDING)).astype(np.float32)

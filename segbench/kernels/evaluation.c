@@ -28,20 +28,6 @@ typedef struct { /* where the counts of one probe go */
 static inline float least(float x, float y) { return x < y ? x : y; }
 static inline float most(float x, float y) { return x > y ? x : y; }
 
-/* Whether a logit is infinite, NaN or of a size at which differences overflow. Looks at bits: the compiler may assume
- * that there is no such float. */
-static int unbounded(const float *logits, int64_t n, float limit) {
-    int32_t largest = 0, bound;
-    memcpy(&bound, &limit, sizeof bound);
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bits;
-        memcpy(&bits, logits + i, sizeof bits);
-        bits &= 0x7fffffff;
-        largest = bits > largest ? bits : largest;
-    }
-    return largest > bound;
-}
-
 static void select_classes(Classes *some, const float *const corners[4], int64_t classes) {
     const float *a = corners[0], *b = corners[1], *c = corners[2], *d = corners[3];
     float floor = -3e38f;

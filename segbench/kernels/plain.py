@@ -1,7 +1,6 @@
-"""Up-sampled cross-entropy, argmax and counts in plain PyTorch, a few image rows at a time: on any device."""
+"""Up-sampled argmax and counts in plain PyTorch, a few image rows at a time: on any device."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int16, Int64
@@ -12,11 +11,6 @@ from segbench.kernels.target import Target
 
 LIMIT = 1e37  # larger logits are refused with infinity and NaN: their differences overflow in float32
 ROWS_AT_ONCE = 1 << 19  # full-resolution logits alive at a time: 2 MiB in float32, about one core's cache
-
-
-def upsampled_cross_entropy(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, " l"]:
-    """Summed cross-entropy over the valid pixels of one image, for each of l probes; differentiable in the logits."""
-    return _CrossEntropy.apply(logits, target)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -49,36 +43,6 @@ def unbounded(logits: Float[Tensor, "l t k"], row: int) -> CellError:
     """What to raise for a probe whose logits have no argmax."""
     largest = logits[row].abs().max().item()
     return CellError(f"the largest logit of probe {row} is {largest:.3g}; it diverged, try a smaller protocol.lr")
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Loss and gradient in the same walk over the rows, so that no full-resolution tensor is kept for the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Target) -> Tensor:
-        grid = _grid(logits.detach(), target)  # l h k w
-        gradient = torch.zeros_like(grid)
-        loss = torch.zeros(len(grid), dtype=torch.float64, device=grid.device)
-        ids = target.labels.long()
-        for rows, pixels in _strips(grid, target):  # l r k W
-            labels, valid = ids[rows], target.valid[rows].to(pixels.dtype)
-            index = labels[None, :, None].expand(len(grid), -1, -1, -1)
-            top = pixels.amax(2, keepdim=True)
-            right = pixels.gather(2, index)
-            pixels = pixels.sub_(top).exp_()
-            total = pixels.sum(2, keepdim=True)
-            loss += ((total.log() + top - right)[:, :, 0] * valid).sum((1, 2), dtype=torch.float64)
-            weight = valid[None, :, None]
-            pixels.mul_(weight / total).scatter_add_(2, index, -weight.expand_as(right))
-            flat = (pixels.flatten(0, 2) @ target.columns).reshape(len(grid), pixels.shape[1], -1)  # l r (k w)
-            gradient += (target.rows[rows].T @ flat).reshape_as(gradient)
-        ctx.save_for_backward(gradient.transpose(2, 3).flatten(1, 2))  # l t k
-        return loss.to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0][:, None, None], None
 
 
 def _grid(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, "l h k w"]:

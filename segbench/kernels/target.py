@@ -1,8 +1,8 @@
 """What the loss and the counts of one image need beside the logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class Target:
     grid_map: GridMap
     labels: Int16[Tensor, "H W"]  # class ids, 0 where not valid
     valid: Bool[Tensor, "H W"]  # labelled and seen by the model
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # ^ what a making derives from these once, for all probes and epochs
 
     @classmethod
     def of(cls, grid_map: GridMap, mask: UInt8[np.ndarray, "H W"], device: torch.device | str = "cpu") -> "Target":
@@ -35,6 +37,11 @@ class Target:
     def pixels(self) -> int:
         """Number of valid pixels."""
         return int(self.valid.sum())
+
+    @cached_property
+    def classes(self) -> int:
+        """One more than the largest class id."""
+        return int(self.labels.max()) + 1
 
 
 @lru_cache(maxsize=1024)  # most data sets have a few image sizes

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segbench.kernels import build
+from segbench.kernels import build, compiled
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,11 @@ def library(tmp_path_factory):
     except build.BuildError as error:
         pytest.skip(f"the compiled kernels are not tested: {error}")
     return path
+
+
+@pytest.fixture(scope="module", params=build.TARGETS)
+def target_kernels(request, library):
+    try:
+        return compiled.load(library, request.param)
+    except compiled.NotCompiled:
+        pytest.skip(f"this machine cannot run {request.param}")
