@@ -2,19 +2,17 @@
 
 The pixels of an image fall into tiles: at most 32 rows by 32 columns between the same four patches. From row to row of
 a tile a class's logit changes by the same amount, so that its exponential is a geometric progression: one
-multiplication per pixel and class where others take an exponential. The ground truth enters linearly, as the areas of
-the classes around every patch (`label_weights`): the cross-entropy is a sum over pixels of the log of the summed
-exponentials, less <label weights, logits>. Sums are partial per tile and added in a fixed order: no atomics, the same
-bits every time.
+multiplication per pixel and class where others take an exponential. The ground truth enters linearly, as in
+`progression`. Sums are partial per tile and added in a fixed order: no atomics, the same bits every time.
 
 Several images whose grids are alike are one call. The memory of a call does not grow beyond `AT_ONCE` images x probes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from math import log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +23,14 @@ from torch import Tensor
 
 from segbench.geometry import Axis, between
 from segbench.kernels.plain import LIMIT, unbounded
+from segbench.kernels.progression import fits, mass
 from segbench.kernels.target import Target
 from segbench.types import GridMap
 
 ROWS, COLUMNS = 32, 32  # of pixels in a tile: rounding grows with the rows of a progression; the lanes of a warp
-AT_ONCE = 64  # images x probes in a launch; each needs about 5 MB (150 classes, 24 x 24 patches, 512 x 683 pixels)
-LOG2 = log(2)
+AT_ONCE = 64  # images x probes in a launch; each needs about 8 MB (150 classes, 24 x 24 patches, 512 x 683 pixels)
+TALLIED = 4096  # pixels that a program counts
+LOG2 = math.log(2)
 NEVER = -1e30  # logit of the classes that fill up a block
 
 
@@ -39,14 +39,28 @@ def available() -> bool:
     return find_spec("triton") is not None
 
 
-def upsampled_cross_entropy(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, " l"]:
-    """Summed cross-entropy over the valid pixels of one image, for each of l probes; differentiable in the logits."""
-    return upsampled_cross_entropies(logits[:, None], [target])[:, 0]
+def loss_and_gradient(
+    logits: Float[Tensor, "l t k"], target: Target
+) -> tuple[Float64[Tensor, " l"], Float32[Tensor, "l t k"]]:
+    """As `progression.loss_and_gradient`."""
+    losses, gradient = losses_and_gradients(logits[:, None], [target])
+    return losses[:, 0], gradient[:, 0]
 
 
-def upsampled_cross_entropies(logits: Float[Tensor, "l b t k"], targets: Sequence[Target]) -> Float[Tensor, "l b"]:
-    """Summed cross-entropy over the valid pixels of each of b images with grids of one size, for each of l probes."""
-    return _CrossEntropy.apply(logits, targets)  # type: ignore[no-any-return]
+@torch.no_grad()
+def losses_and_gradients(
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target]
+) -> tuple[Float64[Tensor, "l b"], Float32[Tensor, "l b t k"]]:
+    """The same for b images with grids of one size: few launches for many images."""
+    for target in targets:
+        fits(target, logits.shape[3])
+    images = max(1, AT_ONCE // len(logits))
+    parts = [
+        _losses_and_gradients(logits[:, begin : begin + images].float(), targets[begin : begin + images])
+        for begin in range(0, len(targets), images)
+    ]
+    losses, gradients = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return losses, gradients
 
 
 @torch.no_grad()
@@ -72,49 +86,21 @@ def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Int16[Te
 def upsampled_counts(
     logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None = None
 ) -> Int64[Tensor, "l k 3"]:
-    """Pixels per class as (hit, truth, predicted) over the valid pixels; pairs (truth, predicted) go to `confusion`."""
-    classes = logits.shape[2]
-    truth = target.labels[target.valid].long() * classes
-    rows = []
-    for probe, predicted in enumerate(upsampled_argmax(logits, target)):
-        pairs = torch.bincount(truth + predicted[target.valid], minlength=classes**2)[: classes**2]
-        pairs = pairs.view(classes, classes)
-        rows.append(torch.stack([pairs.diag(), pairs.sum(1), pairs.sum(0)], -1))
-        if confusion is not None:
-            confusion[probe] += pairs
-    return torch.stack(rows)
+    """As `plain.upsampled_counts`."""
+    from segbench.kernels import cuda_kernels
 
-
-def label_weights(target: Target, classes: int) -> Float64[Tensor, "t k"]:
-    """The up-sampling's transpose of the one-hot ground truth: how much of every class's pixels a patch answers for."""
-    rows, columns = target.rows.double(), target.columns.double()
-    weights = rows.new_zeros(rows.shape[1] * columns.shape[1], classes)
-    for label in target.labels[target.valid].unique().tolist():
-        pixels = (target.labels == label) & target.valid
-        weights[:, label] = (rows.T @ (pixels.double() @ columns)).flatten()
-    return weights
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Loss and gradient in the same walk over the images, so that nothing large is kept for the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Sequence[Target]) -> Tensor:
-        images = max(1, AT_ONCE // len(logits))
-        wanted = ctx.needs_input_grad[0]
-        losses, gradients = [], []
-        for begin in range(0, len(targets), images):
-            some = slice(begin, begin + images)
-            loss, gradient = _loss_and_gradient(logits[:, some].detach(), targets[some], wanted)
-            losses.append(loss)
-            gradients.append(gradient)
-        ctx.save_for_backward(torch.cat(gradients, 1) if wanted else None)
-        return torch.cat(losses, 1).to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0][:, :, None, None], None
+    winners = upsampled_argmax(logits, target)
+    labels, valid, classes = target.labels.contiguous(), target.valid.contiguous(), logits.shape[2]
+    bins = 1 << classes.bit_length()  # a power of two, and one at least for what does not count
+    counts = winners.new_empty(len(winners), -(-labels.numel() // TALLIED), 3, bins, dtype=torch.int32)
+    arguments = (winners, labels, valid.view(torch.uint8), counts, labels.numel(), classes)
+    _launch(cuda_kernels.tally, counts.shape[:2], *arguments, BINS=bins, BLOCK=TALLIED, num_warps=4)
+    if confusion is not None:
+        counted = valid & (labels < classes)
+        truth = labels[counted].long() * classes
+        for pairs, predicted in zip(confusion, winners, strict=True):
+            pairs += torch.bincount(truth + predicted[counted], minlength=classes**2).view(classes, classes)
+    return counts.sum(1)[..., :classes].transpose(1, 2).contiguous()
 
 
 class _Runs(NamedTuple):
@@ -179,16 +165,16 @@ class _Tiles:
         return self.rows.shape[1], self.columns.shape[1]
 
 
-def _loss_and_gradient(
-    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], wanted: bool
-) -> tuple[Float64[Tensor, "l b"], Float[Tensor, "l b t k"] | None]:
-    """The summed cross-entropy, and what it changes by with the logits (None unless wanted)."""
+def _losses_and_gradients(
+    logits: Float32[Tensor, "l b t k"], targets: Sequence[Target]
+) -> tuple[Float64[Tensor, "l b"], Float32[Tensor, "l b t k"]]:
     from segbench.kernels import cuda_kernels
 
     sites, b, _, classes = logits.shape
-    tiles, labels = _Tiles.of(targets, whole=False), torch.stack([label_weights(one, classes) for one in targets])
-    logits = logits.double()
-    logits -= logits.amax(-1, keepdim=True)  # a patch's own constant is in the log of the sums and in the labels alike
+    sound = logits.abs().amax((2, 3)) <= LIMIT  # nor is NaN
+    tiles, labels = _Tiles.of(targets, whole=False), torch.stack([_mass(one, classes) for one in targets])
+    logits = torch.where(sound[:, :, None, None], logits, 0).double()
+    logits -= logits.amax(-1, keepdim=True)  # changes nothing, as every pixel's weights sum to 1, but the rounding
     start, step = _lines(logits / LOG2, tiles)
     block, (r, c), w = _block(classes), tiles.shape, start.shape[2]
     valid = torch.cat([target.valid.flatten() for target in targets]).view(torch.uint8)
@@ -197,9 +183,7 @@ def _loss_and_gradient(
     far = torch.empty(len(start), r, c, dtype=torch.int8, device=lse.device)
     before, sizes = (start, step, *tiles.tables, valid, lse, far), (b, r, c, *start.shape[2:])
     _launch(cuda_kernels.log_sums, (len(start), r * c), *before, sums, *sizes, tiles.pixels, BK=block, BX=COLUMNS)
-    loss = sums.double().sum((1, 2)).view(sites, b) * LOG2 - (labels * logits).sum((2, 3))
-    if not wanted:
-        return loss, None
+    losses = sums.double().sum((1, 2)).view(sites, b) * LOG2 - (labels * logits).sum((2, 3))
     parts = torch.empty(len(start), r, c, 2, 2, start.shape[3], device=lse.device)
     collected = torch.empty(len(start), r, 2, *start.shape[2:], device=lse.device)
     grid = (len(start), r * c, start.shape[3] // block)
@@ -208,7 +192,17 @@ def _loss_and_gradient(
     by_run = collected[..., :classes].double().view(sites, b, r, 2, w, classes)
     gradient = torch.einsum("brh,lbrwk->lbhwk", tiles.first, by_run[:, :, :, 0])
     gradient += torch.einsum("brh,lbrwk->lbhwk", tiles.change, by_run[:, :, :, 1])
-    return loss, (gradient.flatten(2, 3) - labels).float()
+    bad = torch.where(sound, 0.0, torch.nan)
+    return losses + bad, (gradient.flatten(2, 3) - labels + bad[:, :, None, None]).float()
+
+
+def _mass(target: Target, classes: int) -> Float64[Tensor, "t k"]:
+    if "mass" not in target.kept:
+        target.kept["mass"] = mass(target)
+    token, label, pixels = target.kept["mass"]
+    whole = pixels.new_zeros(math.prod(target.grid_map.grid), classes)
+    whole[token, label] = pixels
+    return whole
 
 
 def _lines(
@@ -225,9 +219,9 @@ def _lines(
     return F.pad(start.float(), (0, fill), value=NEVER), F.pad(step.float(), (0, fill))
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int, **sizes: int) -> None:
-    """One warp a program; a multiplication and an addition fuse, as not every version of triton does by itself."""
-    kernel[grid](*arguments, **sizes, num_warps=1, enable_fp_fusion=True)
+def _launch(kernel: Any, grid: Sequence[int], *arguments: Tensor | int, num_warps: int = 1, **sizes: int) -> None:
+    """A multiplication and an addition fuse, as not every version of triton does by itself."""
+    kernel[tuple(grid)](*arguments, **sizes, num_warps=num_warps, enable_fp_fusion=True)
 
 
 def _block(classes: int) -> int:

@@ -205,6 +205,22 @@ def winners(
 
 @triton.jit
 @no_type_check
+def tally(WINNERS, LABELS, VALID, OUT, pixels, classes, BINS: tl.constexpr, BLOCK: tl.constexpr):
+    """OUT [probe, block of pixels, (hit, truth, predicted), bin]: valid pixels of a class; what counts not is a bin."""
+    probe, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    inside = at < pixels
+    winner = tl.load(WINNERS + probe * pixels + at, mask=inside, other=0).to(tl.int32)
+    label = tl.load(LABELS + at, mask=inside, other=0).to(tl.int32)
+    counted = (tl.load(VALID + at, mask=inside, other=0) != 0) & (label < classes)
+    out = OUT + (probe * tl.num_programs(1) + block) * 3 * BINS + tl.arange(0, BINS)
+    tl.store(out, tl.histogram(tl.where(counted & (winner == label), winner, classes), BINS))
+    tl.store(out + BINS, tl.histogram(tl.where(counted, label, classes), BINS))
+    tl.store(out + 2 * BINS, tl.histogram(tl.where(counted, winner, classes), BINS))
+
+
+@triton.jit
+@no_type_check
 def _tile(ROWS, COLUMNS, SHARES, IMAGES, image, row, column, row_runs, column_runs, BX: tl.constexpr):
     """Its rows, pixels to the next row, grid columns, and of every pixel column: share, whether it is one, address."""
     rows, columns = ROWS + (image * row_runs + row) * 2, COLUMNS + (image * column_runs + column) * 4

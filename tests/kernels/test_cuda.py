@@ -1,0 +1,219 @@
+"""The Triton kernels against float64: on a GPU where there is one, else interpreted, instruction by instruction."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segbench import geometry
+from segbench.errors import CellError
+from segbench.geometry import upsampling
+from segbench.kernels import Target, cuda, plain
+from segbench.types import IGNORE, GridMap
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+PAD, CROP = geometry.pad((4, 4), (33, 57)), geometry.crop((4, 5), (30, 41), 24)
+LENGTH, PATCHES = st.integers(1, 80), st.integers(1, 6)
+
+
+def interpreted():
+    """Import the kernels with a triton of their own: it decides while it is imported whether it interprets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in [one for one in sys.modules if one.partition(".")[0] == "triton" and "._C" not in one]:
+            patch.delitem(sys.modules, name)
+        importlib.import_module("segbench.kernels.cuda_kernels")
+
+
+if cuda.available() and not GPU:
+    interpreted()
+
+
+@pytest.fixture
+def triton():
+    if not cuda.available():
+        pytest.skip("triton is not installed: it comes with torch's builds for CUDA")
+
+
+def scene(grid_map, classes, scale=2.0, probes=2, seed=0, ignored=0.2):
+    random = np.random.default_rng(seed)
+    mask = random.integers(0, min(classes, IGNORE), grid_map.image).astype(np.uint8)
+    mask[random.random(grid_map.image) < ignored] = IGNORE
+    logits = random.normal(0, scale, (probes, grid_map.grid[0] * grid_map.grid[1], classes))
+    return Target.of(grid_map, mask, DEVICE), torch.from_numpy(logits).float().to(DEVICE)
+
+
+def exact(logits, target):
+    """Loss and gradient in float64."""
+    leaf, grid_map = logits.double().cpu().requires_grad_(), target.grid_map
+    rows, columns = (torch.from_numpy(upsampling(grid_map, axis)) for axis in (0, 1))
+    full = torch.einsum("yh,lhwk,xw->lkyx", rows, leaf.unflatten(1, grid_map.grid), columns)
+    truth = torch.where(target.valid, target.labels.long(), IGNORE).cpu().expand(len(logits), -1, -1)
+    loss = F.cross_entropy(full, truth, ignore_index=IGNORE, reduction="none").sum((1, 2))
+    loss.sum().backward()
+    return loss.detach(), leaf.grad
+
+
+def fused(logits, target):
+    loss, gradient = cuda.loss_and_gradient(logits, target)
+    return loss.cpu(), gradient.cpu()
+
+
+@pytest.mark.parametrize(
+    ("grid_map", "classes", "scale"),
+    [
+        pytest.param(GridMap.squash((3, 4), (23, 40)), 19, 2, id="squash"),
+        pytest.param(PAD, 37, 2, id="pad"),
+        pytest.param(CROP, 2, 2, id="crop, two classes"),
+        pytest.param(GridMap.squash((1, 3), (7, 141)), 5, 2, id="one row, cells wider than a tile"),
+        pytest.param(GridMap.squash((6, 5), (4, 3)), 5, 2, id="fewer pixels than patches"),
+        pytest.param(GridMap.squash((2, 2), (70, 4)), 150, 3, id="cells higher than a tile"),
+        pytest.param(GridMap.squash((1, 2), (1, 4)), 1203, 3, id="many classes"),
+        pytest.param(GridMap.squash((3, 3), (40, 40)), 21, 100, id="far apart"),
+        pytest.param(GridMap.squash((3, 4), (37, 29)), 6, 12, id="some far apart"),
+    ],
+)
+def test_loss_and_gradient_are_float64s_up_to_rounding(triton, grid_map, classes, scale):
+    target, logits = scene(grid_map, classes, scale)
+    (ours, gradient), (right, slope) = fused(logits, target), exact(logits, target)
+    torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
+    assert (gradient - slope).norm() < 1e-5 * slope.norm()
+
+
+def test_classes_that_fade_between_patches_do_not_vanish(triton):
+    """Every class is at home on one patch and 300 below elsewhere: half way, all exponentials are below 2^-126."""
+    grid_map = GridMap.squash((3, 3), (33, 33))
+    target, _ = scene(grid_map, 9)
+    logits = torch.eye(9, device=DEVICE)[None] * 300
+    (ours, gradient), (right, slope) = fused(logits, target), exact(logits, target)
+    torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
+    assert (gradient - slope).norm() < 1e-5 * slope.norm()
+
+
+def test_a_probes_large_logits_cost_another_probe_no_digit(triton):
+    target, logits = scene(GridMap.squash((3, 3), (20, 20)), 5)
+    alone = fused(logits[:1], target)
+    shifted = fused(torch.cat([logits[:1], logits[1:] * 1000]), target)
+    assert torch.equal(alone[0], shifted[0][:1])
+    assert torch.equal(alone[1], shifted[1][:1])
+
+
+def test_images_of_one_call_are_as_alone_and_the_same_bits_each_time(triton, monkeypatch):
+    maps = [GridMap.squash((2, 2), (9, 34)), geometry.crop((2, 2), (12, 17), 8), geometry.pad((2, 2), (11, 5))]
+    scenes = [scene(grid_map, 7, seed=seed) for seed, grid_map in enumerate(maps)]
+    logits = torch.stack([one for _, one in scenes], 1)
+    targets = [target for target, _ in scenes]
+    for at_once in (64, 4):
+        monkeypatch.setattr(cuda, "AT_ONCE", at_once)
+        losses, gradients = cuda.losses_and_gradients(logits, targets)
+        for number, (target, one) in enumerate(scenes):
+            loss, alone = fused(one, target)
+            assert torch.equal(losses[:, number].cpu(), loss)
+            assert torch.equal(gradients[:, number].cpu(), alone)
+
+
+def test_an_image_without_labels_has_no_loss_and_no_gradient(triton):
+    unseen = GridMap((4, 4), (9, 9), (0.4, 0.4), (0.0, 0.0), (3, 3, 3, 9))
+    for target, logits in (scene(PAD, 4, ignored=1), scene(unseen, 4)):
+        loss, gradient = fused(logits, target)
+        assert loss.tolist() == [0, 0]
+        assert gradient.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2e37])
+def test_a_logit_without_bounds_spoils_the_loss_of_its_probe_alone(triton, bad):
+    target, logits = scene(GridMap.squash((2, 2), (5, 5)), 4)
+    right = fused(logits, target)
+    logits[1, 3, 2] = bad
+    loss, gradient = fused(logits, target)
+    assert loss[0] == right[0][0]
+    assert torch.equal(gradient[0], right[1][0])
+    assert loss[1].isnan()
+    assert gradient[1].isnan().all()
+
+
+def test_a_ground_truth_beyond_the_probes_classes_is_refused(triton):
+    target, logits = scene(PAD, 4)
+    with pytest.raises(CellError, match=r"the ground truth holds class 3, beyond the probe's 3"):
+        cuda.loss_and_gradient(logits[..., :3], target)
+    counts = cuda.upsampled_counts(logits[..., :3], target)
+    assert (counts[..., 1:].sum(1) == target.pixels - (target.valid & (target.labels == 3)).sum()).all()
+
+
+@pytest.mark.parametrize(
+    ("grid_map", "classes"),
+    [(GridMap.squash((3, 4), (23, 40)), 19), (PAD, 37), (CROP, 2), (GridMap.squash((1, 1), (7, 40)), 5)],
+)
+def test_argmax_and_counts_are_the_plain_ones_but_for_near_ties(triton, grid_map, classes):
+    target, logits = scene(grid_map, classes)
+    off = cuda.upsampled_argmax(logits, target) != plain.upsampled_argmax(logits, target)
+    assert off.sum() <= 1
+    ours, theirs = torch.zeros(2, 2, classes, classes, dtype=torch.int64, device=DEVICE)
+    counts, right = cuda.upsampled_counts(logits, target, ours), plain.upsampled_counts(logits, target, theirs)
+    assert (counts - right).abs().sum() <= 4 * off.sum()
+    assert (ours - theirs).abs().sum() <= 4 * off.sum()
+    assert (counts[..., 1:].sum(1) == target.pixels).all()
+
+
+def test_the_first_of_equal_classes_wins(triton):
+    target, logits = scene(GridMap.squash((3, 3), (12, 20)), 40)
+    logits[..., 20:] = logits[..., :20]
+    winners = cuda.upsampled_argmax(logits, target)
+    assert winners.max() < 20
+    assert len(winners.unique()) > 5
+    assert cuda.upsampled_argmax(torch.zeros_like(logits), target).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 2e37])
+def test_logits_without_an_argmax_are_refused_by_the_probes_number(triton, bad):
+    target, logits = scene(PAD, 3, probes=4)
+    logits[2, 7, 1] = bad
+    with pytest.raises(CellError, match=r"the largest logit of probe 2 is (nan|inf|2e\+37)"):
+        cuda.upsampled_counts(logits, target)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    grid=st.tuples(PATCHES, PATCHES),
+    image=st.tuples(LENGTH, LENGTH),
+    scale=st.tuples(*[st.floats(0.01, 3)] * 2),
+    shift=st.tuples(*[st.floats(-4, 8)] * 2),
+    part=st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_runs_hold_every_seen_pixel_once_and_its_place_between_the_patches(grid, image, scale, shift, part):
+    ends = [sorted(int(a * n) for a in part[axis::2]) for axis, n in enumerate(image)]
+    grid_map = GridMap(grid, image, scale, shift, (ends[0][0], ends[1][0], ends[0][1], ends[1][1]))
+    for axis in (0, 1):
+        for whole, pixels in ((True, range(image[axis])), (False, range(*ends[axis]))):
+            runs = cuda._runs(grid_map, axis, whole)
+            right, found = upsampling(grid_map, axis), []
+            for begin, length, low, high, share, change in zip(*runs, strict=True):
+                assert 0 < length <= 32
+                for step in range(length):
+                    weights = np.zeros(grid[axis])
+                    weights[low] = 1 - share - step * change
+                    weights[high] += share + step * change
+                    np.testing.assert_allclose(weights, right[begin + step], atol=1e-9)
+                    found.append(begin + step)
+            assert found == list(pixels)
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    if not cuda.available():
+        pytest.skip("triton is not installed: it comes with torch's builds for CUDA")
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    environ = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, script, "--offline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == 0, done.stderr
+    for kernel in ("log_sums", "gradients", "collect", "winners", "tally"):
+        assert f"| {kernel}, " in done.stdout
