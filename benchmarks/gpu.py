@@ -91,9 +91,8 @@ def main(rounds: int) -> None:
         limits = case.limits(device.multi_processor_count, clock)
         for images, probes in ((1, 1), (16, 1), (1, 34), (8, 34)):
             targets, logits = _scenes(case, images, probes)
-            calls: dict[str, Callable[[], Any]] = {
-                "fused loss and gradient": lambda t=targets, x=logits: cuda.losses_and_gradients(x, t)
-            }
+            calls: dict[str, Callable[[], Any]] = {}
+            calls["fused loss and gradient"] = lambda t=targets, x=logits: cuda.losses_and_gradients(x, t)
             calls["fused counts"] = lambda t=targets, x=logits: [
                 cuda.upsampled_counts(x[:, b], one) for b, one in enumerate(t)
             ]
@@ -198,7 +197,7 @@ def _exact(target: Target, logits: Float[Tensor, "t k"]) -> tuple[Tensor, Tensor
     """float64, a few rows at a time."""
     leaf = logits.double().requires_grad_()
     total, gradient = leaf.new_zeros(()), torch.zeros_like(leaf)
-    rows, columns = (torch.from_numpy(upsampling(target.grid_map, axis)).cuda() for axis in (0, 1))
+    rows, columns = (torch.from_numpy(upsampling(target.grid_map, axis)).to(logits.device) for axis in (0, 1))
     truth = torch.where(target.valid, target.labels.long(), IGNORE)
     for some, labels in zip(rows.split(32), truth.split(32), strict=True):
         strip = torch.einsum("yh,hwk,xw->yxk", some, leaf.unflatten(0, GRID), columns).flatten(0, 1)

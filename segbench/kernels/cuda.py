@@ -8,11 +8,13 @@ multiplication per pixel and class where others take an exponential. The ground 
 Several images whose grids are alike are one call. The memory of a call does not grow beyond `AT_ONCE` images x probes.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
+from subprocess import SubprocessError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from jaxtyping import Float, Float32, Float64, Int16, Int32, Int64
 from torch import Tensor
 
 from segbench.geometry import Axis, between
+from segbench.kernels import plain, progression
 from segbench.kernels.plain import LIMIT, unbounded
 from segbench.kernels.progression import fits, mass
 from segbench.kernels.target import Target
@@ -32,6 +35,9 @@ AT_ONCE = 64  # images x probes in a launch; each needs about 8 MB (150 classes,
 TALLIED = 4096  # pixels that a program counts
 LOG2 = math.log(2)
 NEVER = -1e30  # logit of the classes that fill up a block
+TOLERANCE, NEAR_TIES = 2e-5, 8  # relative error, and differences in counts, that rounding may cause at the first trial
+
+_log = logging.getLogger(__name__)
 
 
 def available() -> bool:
@@ -101,6 +107,58 @@ def upsampled_counts(
         for pairs, predicted in zip(confusion, winners, strict=True):
             pairs += torch.bincount(truth + predicted[counted], minlength=classes**2).view(classes, classes)
     return counts.sum(1)[..., :classes].transpose(1, 2).contiguous()
+
+
+class Kernels:
+    """What this module computes, by the names of `compiled.Kernels`."""
+
+    loss_and_gradient = staticmethod(loss_and_gradient)
+    argmax = staticmethod(upsampled_argmax)
+    counts = staticmethod(upsampled_counts)
+
+
+class Making(NamedTuple):
+    """Which kernels work on a device, and in words that a reader of a log understands."""
+
+    says: str
+    kernels: Kernels | None  # None: plain PyTorch
+
+
+@cache
+def making(device: str) -> Making:
+    """What trains and evaluates probes on a GPU; tried on a small image, and told to the log, once."""
+    fault = _fault(device) if available() else "triton is not installed"
+    made = Making("Triton", Kernels()) if fault is None else Making(f"plain PyTorch ({fault})", None)
+    _log.info("probes on %s: %s", device, made.says)
+    return made
+
+
+def _fault(device: str) -> str | None:
+    """What keeps the kernels from computing on this device what plain PyTorch computes on a CPU; None if nothing does.
+
+    No triton is like another: it may lack a C compiler, or have an error of its own.
+    """
+    try:
+        from triton.errors import TritonError  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    draw = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+    logits = torch.randn(3, 4, 40, generator=draw) * scales
+    mask = torch.randint(0, 40, (20, 45), generator=draw, dtype=torch.uint8).numpy()
+    here, there = (Target.of(GridMap.squash((2, 2), (20, 45)), mask, place) for place in ("cpu", device))
+    right, slope = progression.loss_and_gradient(logits, here)
+    try:
+        losses, gradient = (one.cpu() for one in loss_and_gradient(logits.to(device), there))
+        counts = upsampled_counts(logits.to(device), there).cpu()
+    except (TritonError, SubprocessError, RuntimeError, OSError) as error:
+        return f"triton cannot compile: {str(error).strip().splitlines()[-1]}"
+    off = float(((losses - right) / right).abs().max())
+    off = max(off, float(((gradient - slope).norm(dim=(1, 2)) / slope.norm(dim=(1, 2))).max()))
+    others = int((counts - plain.upsampled_counts(logits, here)).abs().sum())
+    if not off < TOLERANCE or others > NEAR_TIES:
+        return f"triton's kernels are off by {off:.1e} here and count {others} pixels otherwise"
+    return None
 
 
 class _Runs(NamedTuple):

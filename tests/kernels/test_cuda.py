@@ -1,6 +1,7 @@
 """The Triton kernels against float64: on a GPU where there is one, else interpreted, instruction by instruction."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -179,6 +180,31 @@ def test_logits_without_an_argmax_are_refused_by_the_probes_number(triton, bad):
     logits[2, 7, 1] = bad
     with pytest.raises(CellError, match=r"the largest logit of probe 2 is (nan|inf|2e\+37)"):
         cuda.upsampled_counts(logits, target)
+
+
+def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(triton, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    right = cuda.upsampled_counts
+
+    def wrong(*arguments):
+        return right(*arguments).roll(1, 1)
+
+    def missing(*_):
+        raise RuntimeError("Failed to find C compiler.")
+
+    for counts, says in (
+        (right, "Triton"),
+        (wrong, "plain PyTorch (triton's kernels are off by "),
+        (missing, "plain PyTorch (triton cannot compile: Failed to find C compiler.)"),
+    ):
+        monkeypatch.setattr(cuda, "upsampled_counts", counts)
+        cuda.making.cache_clear()
+        caplog.clear()
+        made = cuda.making(DEVICE)
+        assert made.says.startswith(says)
+        assert (made.kernels is None) == (says != "Triton")
+        assert [record.message.startswith(f"probes on {DEVICE}: {says}") for record in caplog.records] == [True]
+    cuda.making.cache_clear()
 
 
 @settings(max_examples=60, deadline=None)
