@@ -1,5 +1,6 @@
 """Wherever features live they are those of a forward pass; what is chosen is what the arithmetic says."""
 
+import json
 import resource
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from segbench.adapters import base
 from segbench.data import scenes
 from segbench.errors import CellError, DataError
 from segbench.features import policy
+from segbench.features.estimate import SHARES, Costs, Load, Room, estimated
 from segbench.features.rows import OnDisk
 from segbench.types import Sample, Site
 
@@ -49,12 +51,11 @@ def work(adapter, dataset, folder, reads=100, sites=SITES):
     return features.Work(adapter, dataset, val, sites, 2, reads, folder)
 
 
-COSTS = policy.Costs({SITES[0]: 100, SITES[1]: 300}, 320, 50, forward=1.0, encode=0.25, write=1e3, read=1e3)
+COSTS = Costs({SITES[0]: 100, SITES[1]: 300}, 320, 50, forward=1.0, encode=0.25, write=1e3, read=1e3)
 
 
 def free(monkeypatch, memory, disk=10**9):
-    monkeypatch.setattr(policy, "_memory", lambda device: {"host": memory})
-    monkeypatch.setattr(policy, "free_bytes", lambda folder: disk)
+    monkeypatch.setattr(policy, "room", lambda device, folder: Room({"host": memory}, disk))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,9 @@ def test_auto_takes_the_quickest_that_fits(adapter, dataset, tmp_path, monkeypat
     assert features.choose(work(adapter, dataset, tmp_path), "auto").chosen.policy == expected
 
 
-def test_bytes_and_seconds_are_those_of_the_arithmetic(adapter, dataset, tmp_path, monkeypatch):
-    free(monkeypatch, 5000)
-    found = {one.policy: one for one in policy.estimated(work(adapter, dataset, tmp_path), COSTS, "")}
+def test_bytes_and_seconds_are_those_of_the_arithmetic():
+    load = Load(SITES, images=8, reads=100)
+    found = {one.policy: one for one in estimated(load, COSTS, Room({"host": 5000}, 10**9))}
     told = {name: (one.bytes, one.seconds) for name, one in found.items()}
     assert told == {
         "memory": (8 * 450, 8),
@@ -86,6 +87,14 @@ def test_bytes_and_seconds_are_those_of_the_arithmetic(adapter, dataset, tmp_pat
         "stream": (0, 100),
     }
     assert [name for name, one in found.items() if one.fits] == ["disk", "stream"]
+
+
+def test_costs_that_a_cell_recorded_are_read_again_and_those_of_a_config_have_no_seconds():
+    assert Costs.of(json.loads(json.dumps(COSTS.facts()))) == COSTS
+    untimed = replace(COSTS, forward=None)
+    found = estimated(Load(SITES, images=8, reads=100), untimed, Room({"host": 5000}, 10**9))
+    assert [one.seconds for one in found] == [None] * 5
+    assert str(found[0]) == "memory: all sites in host memory, 3.6 kB of 5 kB free (does not fit)"
 
 
 def test_a_model_that_cannot_step_has_every_site_in_a_file_and_a_wish_for_a_sweep_is_not_met(
@@ -102,7 +111,7 @@ def test_a_model_that_cannot_step_has_every_site_in_a_file_and_a_wish_for_a_swee
 
 @pytest.mark.parametrize("name", ["memory", "sweep", "groups", "disk", "stream"])
 def test_every_policy_reads_the_features_of_a_forward_pass(adapter, dataset, tmp_path, monkeypatch, name):
-    monkeypatch.setitem(policy.SHARES, "host", 1e-9)  # so that every group is one site
+    monkeypatch.setitem(SHARES, "host", 1e-9)  # so that every group is one site
     sites = (*SITES[:1], Site("adapter"), Site("llm", 1), Site("llm", 1, "key_pre"), Site("llm", 1, "value"), SITES[1])
     sites += (Site("llm", 4), Site("llm", "norm"))
     plan = features.choose(work(adapter, dataset, tmp_path, sites=sites), name)

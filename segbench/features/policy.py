@@ -22,22 +22,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from segbench.adapters.base import ENCODER, Adapter
+from segbench.adapters.base import Adapter
 from segbench.adapters.stepping import Stepper
 from segbench.errors import ModelError
+from segbench.features.estimate import Chosen, Costs, Estimate, Load, Room, estimated, host_memory
 from segbench.features.rows import InMemory, OnDisk, Rows
 from segbench.features.source import Held, Streamed, checked
 from segbench.features.sweep import Stage, Sweep
-from segbench.files import free_bytes, said_bytes
+from segbench.files import free_bytes
 from segbench.kernels import Target
 from segbench.types import Dataset, Site
 
 Policy = Literal["auto", "stream", "memory", "sweep", "disk", "groups"]
-Chosen = Literal["stream", "memory", "sweep", "disk", "groups"]
 Progress = Callable[[int], None]  # called with the number of images that were just worked on
 
 ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones
-SHARES = {"host": 0.5, "device": 0.8, "disk": 0.9}  # of what is free; a host is shared with others
 TIMED = 4  # images whose forward pass is timed
 RATED = 1 << 26  # bytes that are written and read to see how quick a disk is
 
@@ -53,12 +52,12 @@ class Work:
     val: Dataset
     sites: tuple[Site, ...]
     batch_size: int
-    reads: int  # images, over all epochs and both splits
+    reads: int  # of an image's features, over all epochs
     folder: Path  # where files may lie
 
     @property
-    def images(self) -> int:
-        return len(self.train) + len(self.val)
+    def load(self) -> Load:
+        return Load(self.sites, len(self.train) + len(self.val), self.reads)
 
     def streamed(self, sites: Sequence[Site]) -> tuple[Streamed, Streamed]:
         """Both splits, by forward passes."""
@@ -67,53 +66,19 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What was measured on a few images."""
-
-    sites: Mapping[Site, int]  # bytes of an image's features
-    states: int  # bytes of an image's whole sequence before a block, and of what else the blocks are called with
-    labels: int  # bytes of an image's ground truth
-    forward: float  # seconds per image
-    encode: float  # seconds per image of what comes before the LLM
-    write: float  # bytes per second to and from the folder for files
-    read: float
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one policy takes."""
-
-    policy: Chosen
-    how: str  # in words
-    place: Literal["host", "device", "disk", "nowhere"]
-    bytes: int
-    free: int
-    seconds: float  # of forward passes, reading and writing; the probes' own work is the same for all
-    groups: tuple[tuple[Site, ...], ...]  # sites whose probes are trained together, one group after the other
-    refused: str = ""  # why it cannot be had
-
-    @property
-    def fits(self) -> bool:
-        return not self.refused and (self.place == "nowhere" or self.bytes <= SHARES[self.place] * self.free)
-
-    def __str__(self) -> str:
-        there = f" of {said_bytes(self.free)} free" if self.place != "nowhere" else ""
-        verdict = f" ({self.refused or 'does not fit'})" if not self.fits else ""
-        return f"{self.policy}: {self.how}, {said_bytes(self.bytes)}{there}, about {self.seconds:.3g} s{verdict}"
-
-
-@dataclass(frozen=True)
 class Plan:
     """A chosen policy, and what was known of all."""
 
     work: Work
+    costs: Costs
     chosen: Estimate
     estimates: tuple[Estimate, ...]
     stepper: Stepper | None
 
     def facts(self) -> dict[str, Any]:
         """For the provenance of a cell."""
-        return {"policy": self.chosen.policy, "estimates": [str(one) for one in self.estimates]}
+        told = [str(one) for one in self.estimates]
+        return {"policy": self.chosen.policy, "estimates": told, "costs": self.costs.facts()}
 
     def stages(self, done: Sequence[Site], progress: Progress) -> Iterator[Stage]:
         """The groups of sites with their features, one after the other; each lasts until the next one is asked for."""
@@ -179,19 +144,26 @@ def choose(work: Work, policy: Policy) -> Plan:
     """The policy that was asked for, or the quickest that fits, also in place of one that the model cannot have."""
     costs = measured(work)
     stepper, refused = _stepper(work)
-    estimates = estimated(work, costs, refused)
+    estimates = estimated(work.load, costs, room(work.adapter.device, work.folder), refused)
     able = [one for one in estimates if one.policy == policy and not one.refused]
     if able:
         chosen = next((one for one in able if one.fits), able[-1])
     else:
         fitting = [one for one in estimates if one.fits]
-        chosen = min(fitting, key=lambda one: (one.seconds, ORDER.index(one.policy)))
+        chosen = min(fitting, key=lambda one: (one.seconds or 0.0, ORDER.index(one.policy)))
         if policy != "auto":
             reason = next(one.refused for one in estimates if one.policy == policy)
             _log.warning("features: no %s (%s); %s in its place", policy, reason, chosen.policy)
     for one in estimates:
         _log.info("features: %s%s", one, " <- chosen" if one is chosen else "")
-    return Plan(work, chosen, estimates, stepper)
+    return Plan(work, costs, chosen, estimates, stepper)
+
+
+def room(device: torch.device, folder: Path) -> Room:
+    """What is free now."""
+    if device.type == "cuda":
+        return Room({"device": torch.cuda.mem_get_info(device)[0], "host": host_memory()}, free_bytes(folder))
+    return Room({"host": host_memory()}, free_bytes(folder))
 
 
 def measured(work: Work) -> Costs:
@@ -213,47 +185,10 @@ def measured(work: Work) -> Costs:
         states += _bytes(encoded.call) + _bytes(encoded.image)
         labels += sum(map(_target_bytes, map(train.ground_truth, batch.grids, batch.masks)))
     per_image = {site: count // len(few) for site, count in sites.items()}
-    heaviest = work.images * sum(per_image.values())
+    heaviest = work.load.images * sum(per_image.values())
     write, read = _rates(work.folder, min(RATED, heaviest))
     n = len(few)
     return Costs(per_image, int(states / n), int(labels / n), forward / n, encode / n, write, read)
-
-
-def estimated(work: Work, costs: Costs, refused: str) -> tuple[Estimate, ...]:
-    """Every policy wherever it could lie; `refused` is why the model cannot be stepped through, if it cannot."""
-    n, sites, size = work.images, work.sites, costs.sites
-    each = tuple((site,) for site in sites)
-    every = sum(size.values())
-    once = n * costs.forward
-    beside = size.get(ENCODER, 0)
-    for layer in {site.layer for site in sites}:
-        streams = [size[site] for site in sites if site.layer == layer and site.stream != "hidden"]
-        beside = max(beside, sum(streams))
-    swept, layers = costs.states + beside, len(sites)
-    found = []
-    for place, free in _memory(work.adapter.device).items():
-        room = SHARES[place] * free / n - costs.labels
-        memory = n * (every + costs.labels)
-        found.append(Estimate("memory", f"all sites in {place} memory", place, memory, free, once, (sites,)))
-        how, needed = f"one layer at a time in {place} memory", n * (swept + costs.labels)
-        found.append(Estimate("sweep", how, place, needed, free, once, each, refused))
-        groups = _packed(sites, size, room)
-        deep = sum(costs.encode + (costs.forward - costs.encode) * _share(group, sites) for group in groups)
-        largest = n * (max(sum(size[site] for site in group) for group in groups) + costs.labels)
-        how = f"{len(groups)} group(s) of sites in {place} memory"
-        found.append(Estimate("groups", how, place, largest, free, n * deep, groups))
-    free = free_bytes(work.folder)
-    if refused:
-        bytes_, written, passed = n * every, n * every, work.reads * every
-    else:
-        bytes_, written = n * (2 * costs.states + beside), n * costs.states * layers
-        passed = (work.reads + n) * costs.states * layers
-    how = "every site in a file" if refused else "one layer at a time in a file"
-    seconds = once + written / costs.write + passed / costs.read
-    found.append(Estimate("disk", how, "disk", bytes_, free, seconds, each))
-    how = "a forward pass per epoch"
-    found.append(Estimate("stream", how, "nowhere", 0, 0, work.reads * costs.forward, (sites,)))
-    return tuple(found)
 
 
 def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> Held:
@@ -282,39 +217,6 @@ def _stepper(work: Work) -> tuple[Stepper | None, str]:
         return Stepper.of(adapter, adapter.encode(batch)), ""
     except ModelError as error:
         return None, str(error)
-
-
-def _packed(sites: Sequence[Site], size: Mapping[Site, int], room: float) -> tuple[tuple[Site, ...], ...]:
-    """The sites in their order, as many together as there is room for, and one at least."""
-    groups: list[list[Site]] = []
-    for site in sites:
-        if groups and sum(size[one] for one in groups[-1]) + size[site] <= room:
-            groups[-1].append(site)
-        else:
-            groups.append([site])
-    return tuple(map(tuple, groups))
-
-
-def _share(group: Sequence[Site], sites: Sequence[Site]) -> float:
-    """How much of the LLM that all sites need is needed by a group, at most."""
-    last = max(sites.index(site) for site in group)
-    return last / max(1, len(sites) - 1)
-
-
-def _memory(device: torch.device) -> dict[Literal["host", "device"], int]:
-    """Free bytes, beside the model and on the host."""
-    if device.type == "cuda":
-        return {"device": torch.cuda.mem_get_info(device)[0], "host": _host_memory()}
-    return {"host": _host_memory()}
-
-
-def _host_memory() -> int:
-    """Free bytes: what Linux says is available, or the pages that are free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _rates(folder: Path, count: int) -> tuple[float, float]:
