@@ -9,13 +9,15 @@
  *
  * Every term is kept relative to the chord between the largest logits at a run's two ends, so that none exceeds 1. One
  * that starts too small for float32 must not rise to where it matters: a run in which a class gains more than FAR on
- * the chord is cut in two, down to single pixels.
+ * the chord is cut in two, down to single pixels, and so is one whose chord is too coarse a number.
  */
 #include "lanes.h"
 
 enum { RUN = 48 };                      /* pixels; also bounds the rounding of the progression's last term */
 enum { GROUP = LANES == 16 ? 8 : 4 };   /* classes whose progressions are in registers at a time */
-static const float FAR = 40, LEAST = -87.3f; /* exp(LEAST) is about float32's smallest normal number */
+static const float LEAST = -87.3f; /* its exponential is about float32's smallest normal number */
+static const float FAR = 40;       /* exp(LEAST + FAR) is still beneath all rounding */
+static const float LARGE = 1e4f;   /* the chord between larger logits is off by more than a thousandth */
 
 typedef struct { /* rows of pixels, one a lane, as mixtures of rows of the grid */
     int64_t count;
@@ -106,26 +108,25 @@ static void run(Cell *cell, float start, float step, int64_t n, const uint16_t *
     const floats *left = cell->logit[0], *right = cell->logit[1];
     float end = start + step * (float)(n - 1);
     int64_t half = n / 2, k;
-    floats top = all(-3e38f), top_end = top, gain = all(-3e38f);
-    if (n <= RUN) {
+    floats top = all(-3e38f), top_end = top, gain = top;
+    if (n <= RUN)
         for (k = 0; k < cell->classes; k++) {
             floats slope = right[k] - left[k];
-            top = most(top, left[k] + start * slope);
+            cell->first[k] = left[k] + start * slope;
+            top = most(top, cell->first[k]);
             top_end = most(top_end, left[k] + end * slope);
             gain = most(gain, slope * (end - start));
         }
-        gain -= top_end - top;
-    }
-    if (n > RUN || (n > 1 && largest(gain) > FAR)) {
+    floats size = most(most(top, -top), most(top_end, -top_end));
+    if (n > RUN || (n > 1 && (largest(gain - (top_end - top)) > FAR || largest(size) > LARGE))) {
         run(cell, start, step, half, bits, shift);
         run(cell, start + (float)half * step, step, n - half, bits + half, shift);
         return;
     }
-    floats chord = n > 1 ? (top_end - top) / (float)(n - 1) : all(0), total[RUN];
+    floats chord = (top_end - top) / (float)(n > 1 ? n - 1 : 1), total[RUN];
     for (k = 0; k < cell->classes; k++) {
-        floats slope = right[k] - left[k];
-        cell->first[k] = exponential(left[k] + start * slope - top);
-        cell->ratio[k] = exponential(step * slope - chord);
+        cell->first[k] = exponential(cell->first[k] - top);
+        cell->ratio[k] = exponential(step * (right[k] - left[k]) - chord);
     }
     for (; k % GROUP; k++) cell->first[k] = cell->ratio[k] = all(0);
     for (int64_t x = 0; x < n; x++) total[x] = all(0);
