@@ -1,17 +1,22 @@
 """The numbers of a probe cell, from its own arrays and by torchmetrics."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tiny_runs
 import torch
+from safetensors.torch import load_file, save_file
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from segbench import stats
 from segbench.data.scenes import CLASSES
+from segbench.errors import Stopped
+from segbench.features.estimate import SHARES
 from segbench.metrics import oracle
 from segbench.plots import draw_all
+from segbench.probes import Trainer
 from segbench.types import IGNORE, GridMap
 
 SITES = ["encoder", "adapter", "llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"]
@@ -25,9 +30,10 @@ POLICIES = {
 def policies(lab, tmp_path_factory):
     for name, text in POLICIES.items():
         (lab / f"tasks/probe-{name}.yaml").write_text(text)
-    outcomes = tiny_runs.measure(
-        lab, ",".join(f"probe-{name}" for name in POLICIES), tmp_path_factory.mktemp("policies")
-    )
+    names, output = ",".join(f"probe-{name}" for name in POLICIES), tmp_path_factory.mktemp("policies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHARES, "host", 1e-12)  # so that every group is one site
+        outcomes = tiny_runs.measure(lab, names, output)
     assert {one.status for one in outcomes.values()} == {"ran"}, [one.note for one in outcomes.values()]
     return outcomes
 
@@ -109,6 +115,62 @@ def test_every_policy_gives_the_numbers_of_a_stream(policies, policy):
     for a, b in zip(ours.measures, stream.measures, strict=True):
         assert (a.metric, a.site) == (b.metric, b.site)
         assert a.value == pytest.approx(b.value, abs=0.1)
+
+
+class StopsAt(tiny_runs.Silent):
+    """Stops the run while a site is trained, as a signal does."""
+
+    def __init__(self, site):
+        self._after = (site + 0.6) * 4 * (tiny_runs.TRAIN + tiny_runs.VAL)
+
+    def progress(self, images, total, what):
+        if what == "training" and images >= self._after:
+            raise Stopped
+
+
+@pytest.mark.parametrize("policy", ["sweep", "disk"])
+def test_a_stop_in_the_middle_of_a_layer_costs_that_layer_at_most_and_no_number(
+    lab, tmp_path, policies, policy, monkeypatch
+):
+    with pytest.raises(Stopped):
+        tiny_runs.measure(lab, f"probe-{policy}", tmp_path, watcher=StopsAt(3))
+    done = {path.name for path in tmp_path.rglob("checkpoint-done-*")}
+    assert done == {f"checkpoint-done-{site}.safetensors" for site in SITES[:3]}
+    trained = []
+    monkeypatch.setattr(Trainer, "epoch", trained_epochs(Trainer.epoch, trained))
+    again = tiny_runs.measure(lab, f"probe-{policy}", tmp_path)[f"probe-{policy}"].result
+    assert [site for site, _ in trained] == [SITES[3]] * 2 + [site for site in SITES[4:] for _ in range(4)]
+    whole = policies[f"probe-{policy}"].result
+    files = [path.name for path in whole.path.iterdir() if path.name != "provenance.json"]
+    assert [name for name in files if (again.path / name).read_bytes() != (whole.path / name).read_bytes()] == []
+    assert {path.name for path in again.path.iterdir()} == {path.name for path in whole.path.iterdir()}
+
+
+def trained_epochs(epoch, trained):
+    """The method with a list of (site, epoch) that it was called for."""
+
+    def listed(self, number, progress):
+        trained.append((str(self.bank.sites[0]), number))
+        epoch(self, number, progress)
+
+    return listed
+
+
+@pytest.mark.parametrize("policy", ["memory", "sweep"])
+def test_a_probe_that_diverges_fails_its_own_site_and_the_others_are_kept(tmp_path, policy, cells):
+    lab = tiny_runs.lab(tmp_path / "lab", {"probe": f"{tiny_runs.PROBE}features: {policy}\n"})
+    weights = load_file(lab / "models/tiny/model.safetensors")
+    weights["language_model.model.norm.weight"] *= 1e37
+    save_file(weights, lab / "models/tiny/model.safetensors", {"format": "pt"})
+    outcome = tiny_runs.measure(lab, "probe", tmp_path / "out")["probe"]
+    assert outcome.status == "failed"
+    assert re.fullmatch(
+        r"the probe at llm\.norm diverged in epoch 1 \(step 0, largest logit \S+e\+37\); try a smaller .*", outcome.note
+    )
+    expected = cells["probe"].arrays("probes")
+    for site in SITES[:-1]:
+        (file,) = tmp_path.rglob(f"checkpoint-done-{site}.safetensors")
+        np.testing.assert_allclose(load_file(file)["weight"].numpy(), expected[f"{site}.weight"], rtol=1e-3, atol=1e-4)
 
 
 def test_keys_and_values_are_probed_where_they_are_named_and_drawn_beside_the_layers(tmp_path):
