@@ -2,9 +2,9 @@
 
 Logits live on the patch grid, the ground truth at original resolution; the logit of a pixel is the bilinear sample of
 the grid at the pixel's centre (`geometry.between`). Full-resolution logits exist only for a few rows at a time, or
-never. Two makings stand behind this interface: plain PyTorch, the reference for every other and at work on any device,
-and compiled C on a CPU, if the machine had a compiler (`making` tells). They differ by float32's rounding, and in the
-prediction only at pixels where two classes' logits are equal up to it.
+never. Three makings stand behind this interface: plain PyTorch, the reference for the others and at work anywhere,
+compiled C on a CPU, if the machine had a compiler, and Triton on a GPU, if it proves itself there (`making` tells).
+They differ by float32's rounding, and in the prediction only at pixels where two classes' logits are equal up to it.
 """
 
 from typing import Any
@@ -14,16 +14,16 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from segbench.errors import CellError
-from segbench.kernels import compiled, plain, progression
+from segbench.kernels import compiled, cuda, plain, progression
 from segbench.kernels.plain import LIMIT
 from segbench.kernels.target import Target
 
 __all__ = ["LIMIT", "Target", "making", "upsampled_argmax", "upsampled_counts", "upsampled_cross_entropy"]
 
 
-def making() -> str:
-    """What trains and evaluates probes on a CPU here: compiled C and for which target, or plain PyTorch and why."""
-    return compiled.making().says
+def making(device: torch.device | str = "cpu") -> str:
+    """What trains and evaluates probes here: compiled C and for which target, Triton, or plain PyTorch and why."""
+    return _making(torch.device(device)).says
 
 
 def upsampled_cross_entropy(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, " l"]:
@@ -41,7 +41,7 @@ def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Integer[
 
     CellError if a logit is infinite, NaN or beyond 1e37.
     """
-    kernels = compiled.making().kernels if logits.device.type == "cpu" else None
+    kernels = _making(logits.device).kernels
     winners = plain.upsampled_argmax(logits, target) if kernels is None else kernels.argmax(logits, target)
     return winners.to(torch.uint8) if logits.shape[2] <= 256 else winners
 
@@ -55,7 +55,7 @@ def upsampled_counts(
     The pixels by [truth, prediction] are added to `confusion`. CellError if a logit is infinite, NaN or beyond 1e37,
     or unless every valid pixel was counted once.
     """
-    kernels = compiled.making().kernels if logits.device.type == "cpu" else None
+    kernels = _making(logits.device).kernels
     count = plain.upsampled_counts if kernels is None else kernels.counts
     counts = count(logits, target, confusion)
     counted = counts[..., 1:].sum(1)
@@ -67,12 +67,18 @@ def upsampled_counts(
     return counts
 
 
+def _making(device: torch.device) -> compiled.Making | cuda.Making:
+    if device.type == "cuda":
+        return cuda.making(str(device))
+    return compiled.making() if device.type == "cpu" else compiled.Making("plain PyTorch", None)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Loss and gradient come from one walk over the image, so that nothing but the gradient waits for the backward."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Target) -> Tensor:
-        kernels = compiled.making().kernels if logits.device.type == "cpu" else None
+        kernels = _making(logits.device).kernels
         walk = progression.loss_and_gradient if kernels is None else kernels.loss_and_gradient
         losses, gradient = walk(logits, target)
         ctx.save_for_backward(gradient)

@@ -231,7 +231,7 @@ def _losses_and_gradients(
     sites, b, _, classes = logits.shape
     sound = logits.abs().amax((2, 3)) <= LIMIT  # nor is NaN
     tiles, labels = _Tiles.of(targets, whole=False), torch.stack([_mass(one, classes) for one in targets])
-    logits = torch.where(sound[:, :, None, None], logits, 0).double()
+    logits = logits.double()
     logits -= logits.amax(-1, keepdim=True)  # changes nothing, as every pixel's weights sum to 1, but the rounding
     start, step = _lines(logits / LOG2, tiles)
     block, (r, c), w = _block(classes), tiles.shape, start.shape[2]

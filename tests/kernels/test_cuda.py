@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segbench import geometry
+from segbench import geometry, kernels
 from segbench.errors import CellError
 from segbench.geometry import upsampling
 from segbench.kernels import Target, cuda, plain
@@ -180,6 +180,23 @@ def test_logits_without_an_argmax_are_refused_by_the_probes_number(triton, bad):
     logits[2, 7, 1] = bad
     with pytest.raises(CellError, match=r"the largest logit of probe 2 is (nan|inf|2e\+37)"):
         cuda.upsampled_counts(logits, target)
+
+
+def test_the_interface_trains_and_counts_by_them(triton, monkeypatch):
+    target, logits = scene(CROP, 3)
+    monkeypatch.setattr(kernels, "_making", lambda device: cuda.Making("Triton", cuda.Kernels()))
+    leaf = logits.clone().requires_grad_()
+    (kernels.upsampled_cross_entropy(leaf, target) * torch.tensor([2.0, -1.0], device=DEVICE)).sum().backward()
+    _, slope = exact(logits, target)
+    slope[0] *= 2
+    slope[1] *= -1
+    assert (leaf.grad.cpu() - slope).norm() < 1e-5 * slope.norm()
+    assert kernels.upsampled_counts(logits, target)[..., 1].sum() == 2 * target.pixels
+    assert kernels.upsampled_argmax(logits, target).dtype == torch.uint8
+
+
+def test_a_device_that_is_neither_cpu_nor_gpu_has_plain_pytorch():
+    assert kernels.making("meta") == "plain PyTorch"
 
 
 def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(triton, monkeypatch, caplog):
