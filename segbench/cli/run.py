@@ -144,7 +144,7 @@ def _run(asked: _Asked) -> int:
 
 
 def _dry_run(asked: _Asked) -> int:
-    """Every cell with its state and its cost; 4 where something is missing."""
+    """Every cell with its state and its cost, also of keeping features; 4 where something is missing."""
     from segbench import runner
 
     rows = []
@@ -155,13 +155,28 @@ def _dry_run(asked: _Asked) -> int:
             rows.append(_row(item, "done"))
         else:
             begun = item.cell is not None and item.cell.state() == "started"
-            rows.append(_row(item, "would run", "goes on from its checkpoint" if begun else ""))
+            row = _row(item, "would run", "goes on from its checkpoint" if begun else "")
+            rows.append(row | _features(item, asked))
     if asked.json:
         print(as_json(rows))
     else:
         shown = ("model", "task", "seed", "status", "cost", "note")
         print(as_columns({key: row.get(key, "") for key in shown} for row in rows))
+        for row in rows:
+            for line in row.get("features", ()):
+                print(f"{row['model']} {row['task']}: features: {line}")
     return OK if all(row["status"] in ("done", "would run") for row in rows) else INCOMPLETE
+
+
+def _features(item: "Item", asked: _Asked) -> dict[str, list[str]]:
+    """What every feature policy would take, of a kind that can tell it before a model is loaded."""
+    from segbench import runner
+
+    kind = registry.module("kinds", item.task.kind)
+    if "estimates" not in vars(kind):
+        return {}
+    device = runner.device(asked.options.device)
+    return {"features": kind.estimates(item.task.params, item.model, item.images, asked.output, device)}
 
 
 def _row(item: "Item", status: str, note: str = "") -> dict[str, Any]:

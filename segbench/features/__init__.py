@@ -1,6 +1,6 @@
 """What the probes read: features of images at the sites of a model, and where they live while probes are trained."""
 
-from segbench.features.policy import Plan, Policy, Work, choose
+from segbench.features.policy import Plan, Policy, Work, choose, room
 from segbench.features.source import AtModel, FeatureSource, Held, Indices, Streamed, checked
 from segbench.features.sweep import Stage
 
@@ -16,4 +16,5 @@ __all__ = [
     "Work",
     "checked",
     "choose",
+    "room",
 ]

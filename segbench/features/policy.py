@@ -78,7 +78,8 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """For the provenance of a cell."""
         told = [str(one) for one in self.estimates]
-        return {"policy": self.chosen.policy, "estimates": told, "costs": self.costs.facts()}
+        refused = next(one.refused for one in self.estimates if one.policy == "sweep")
+        return {"policy": self.chosen.policy, "estimates": told, "costs": self.costs.facts(), "refused": refused}
 
     def stages(self, done: Sequence[Site], progress: Progress) -> Iterator[Stage]:
         """The groups of sites with their features, one after the other; each lasts until the next one is asked for."""
@@ -159,8 +160,9 @@ def choose(work: Work, policy: Policy) -> Plan:
     return Plan(work, costs, chosen, estimates, stepper)
 
 
-def room(device: torch.device, folder: Path) -> Room:
+def room(device: torch.device | str, folder: Path) -> Room:
     """What is free now."""
+    device = torch.device(device)
     if device.type == "cuda":
         return Room({"device": torch.cuda.mem_get_info(device)[0], "host": host_memory()}, free_bytes(folder))
     return Room({"host": host_memory()}, free_bytes(folder))

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,11 +13,12 @@ from pydantic import Field
 from segbench import stats
 from segbench.errors import CellError, DataError, SpecError
 from segbench.geometry import coverage
+from segbench.kinds._expected import configured, recorded
 from segbench.kinds._fitting import Fitting, Protocol, fit
 from segbench.kinds._stages import Wanted, probe
 from segbench.kinds.base import Job, SiteName
 from segbench.metrics import oracle
-from segbench.specs import DataSpec, Spec, Split
+from segbench.specs import DataSpec, ModelSpec, Spec, Split
 from segbench.types import Dataset, Measure, Site
 
 METRICS = {  # mean IoUs of counts that are kept beside those of the chosen epoch
@@ -71,8 +73,7 @@ def run(job: Job) -> Iterator[Measure]:
         raise CellError("no labelled pixel of the val split is seen by the model")
     both = len(train) + len(val)
     fitting = params.protocol.epochs * both
-    standardising = len(train) if params.protocol.norm == "standardize" else 0
-    reads = (1 + params.shuffled) * (fitting + standardising) + (1 + params.at_model) * len(val)
+    reads = _reads(params, len(train), len(val))
     work = features.Work(job.adapter, train, val, sites, job.batch_size, reads, job.cell.path / "features")
     plan = features.choose(work, params.features)
     job.cell.provenance["features"] = plan.facts()
@@ -111,6 +112,39 @@ def run(job: Job) -> Iterator[Measure]:
     yield Measure("classes_present", int((counts["best"][0, ..., 1].sum(0) > 0).sum()), "count", len(val))
     yield Measure("oracle_miou", float(stats.miou(ceiling.counts)), "%", len(val))
     yield from _measures(sites, counts, stats.Units.among(len(val), val.clusters), val.subsets)
+
+
+def estimates(params: Params, model: ModelSpec, images: Mapping[str, int], root: Path, device: str) -> list[str]:
+    """What the cell takes under every feature policy, in words; `root` is the store, which may know the model.
+
+    Seconds are told where an earlier cell timed the model's forward pass.
+    """
+    from segbench import features
+    from segbench.features.estimate import Load, estimated
+
+    wanted = None if params.sites is None else {Site.parse(text) for text in params.sites}
+    known = [
+        (costs, refused) for costs, refused in recorded(root, model) if wanted is None or wanted <= set(costs.sites)
+    ]
+    if not known and (costs := configured(model, params.data)):
+        known = [(costs, "")]
+    known = [*recorded(root, model)]
+    if by_config := None if known else configured(model, params.data):
+        known = [(by_config, "")]
+    known = [(costs, refused) for costs, refused in known if wanted is None or wanted <= set(costs.sites)]
+    if not known:
+        return ["not known before a cell of this model has run"]
+    costs, refused = known[0]
+    sites = tuple(site for site in costs.sites if wanted is None or site in wanted)
+    load = Load(sites, images["train"] + images["val"], _reads(params, images["train"], images["val"]))
+    return [str(one) for one in estimated(load, costs, features.room(device, root), refused)]
+
+
+def _reads(params: Params, train: int, val: int) -> int:
+    """How often the features of an image are asked for, over all images and epochs."""
+    standardising = train if params.protocol.norm == "standardize" else 0
+    fitting = params.protocol.epochs * (train + val) + standardising
+    return (1 + params.shuffled) * fitting + (1 + params.at_model) * val
 
 
 def _position(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
+from command import segbench
 from safetensors.torch import load_file, save_file
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -115,6 +116,20 @@ def test_every_policy_gives_the_numbers_of_a_stream(policies, policy):
     for a, b in zip(ours.measures, stream.measures, strict=True):
         assert (a.metric, a.site) == (b.metric, b.site)
         assert a.value == pytest.approx(b.value, abs=0.1)
+
+
+def test_a_dry_run_tells_bytes_of_every_policy_and_seconds_once_a_cell_has_run(lab, tmp_path):
+    command = ("run", "--include", lab, "--model", "tiny", "--tasks", "probe", "--device", "cpu", "--output", tmp_path)
+    fresh = segbench(*command, "--dry-run", "--limit", 3)
+    # 6 images of 36 patches: 32 wide at the encoder, 48 at six more sites, in float32; and 48 x 72 labels
+    size = f"{6 * (36 * 320 * 4 + 3 * 48 * 72) / 1e3:.3g} kB"
+    assert f"tiny probe: features: memory: all sites in host memory, {size} of" in fresh.out
+    assert " s\n" not in fresh.out
+    tiny_runs.measure(lab, "probe", tmp_path)
+    again = segbench(*command, "--dry-run", "--limit", 3, "--json")
+    told = json.loads(again.out)[0]["features"]
+    assert [line.split(":")[0] for line in told] == ["memory", "sweep", "groups", "disk", "stream"]
+    assert all(re.search(r", about \S+ s$", line) for line in told)
 
 
 class StopsAt(tiny_runs.Silent):
