@@ -125,6 +125,17 @@ def test_a_logit_that_is_not_finite_spoils_the_loss_of_its_probe_alone(loss, bad
     assert not spoilt[1].isfinite().any()
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e18, 1e30])
+def test_where_logits_are_huge_the_winner_takes_the_pixel(loss, scale):
+    grid_map = GridMap.squash((1, 2), (1, 5))
+    mask, logits = scene(grid_map, 2, seed=2, scale=scale, ignored=0)
+    totals, gradients = loss(logits, Target.of(grid_map, mask))
+    for total, gradient, one in zip(totals, gradients, logits, strict=True):
+        right, slopes = naive(one, grid_map, mask)
+        assert total.item() == pytest.approx(right, rel=1e-5)
+        torch.testing.assert_close(gradient.double(), slopes, rtol=1e-5, atol=1e-5)
+
+
 def test_a_common_offset_of_all_classes_changes_nothing(loss):
     grid_map = geometry.pad((5, 4), (37, 50))
     mask, logits = scene(grid_map, 7, seed=0, probes=1)
