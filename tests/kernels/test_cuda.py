@@ -130,6 +130,7 @@ def test_an_image_without_labels_has_no_loss_and_no_gradient(triton):
         assert gradient.count_nonzero() == 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter is numpy
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2e37])
 def test_a_logit_without_bounds_spoils_the_loss_of_its_probe_alone(triton, bad):
     target, logits = scene(GridMap.squash((2, 2), (5, 5)), 4)
