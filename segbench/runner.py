@@ -409,7 +409,7 @@ def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> d
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": str(adapter.device),
-        "evaluation": kernels.making(),
+        "evaluation": kernels.making(adapter.device),
         "image_processor": type(adapter.processor.image_processor).__name__,  # type: ignore[attr-defined]
         "selftests": dict(adapter.selftests),
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"segbench": segbench.__version__},
