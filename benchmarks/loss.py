@@ -7,8 +7,8 @@ medians, ratios are medians over the rounds. The naive way is torch's `interpola
 allocator that keeps its memory (so that its peak means little), and in chunks of 16 rows.
 
 Loss: from the logits of the patches to their gradient. Step: from 4096-wide features of one image over the logits to
-the gradient of the probe's weights; no gradient reaches the features. What the kernels make once for an image (`plan`) is
-made before and timed apart. Errors are distances from float64's gradient, relative to its length.
+the gradient of the probe's weights; no gradient reaches the features. What the kernels make once for an image (`plan`)
+is made before and timed apart. Errors are distances from float64's gradient, relative to its length.
 
 Scenes as in evaluation.py. The logits know a part of the truth: 6 times the share of every class in the patch, under
 normal noise of 1.6; "far apart" has 40 and 12.
