@@ -185,7 +185,8 @@ def measured(work: Work) -> Costs:
         for site, tensor in features.items():
             sites[site] += _bytes(tensor)
         states += _bytes(encoded.call) + _bytes(encoded.image)
-        labels += sum(map(_target_bytes, map(train.ground_truth, batch.grids, batch.masks)))
+        targets = map(train.ground_truth, batch.grids, batch.masks)
+        labels += sum(_target_bytes(target, len(work.train.classes)) for target in targets)
     per_image = {site: count // len(few) for site, count in sites.items()}
     heaviest = work.load.images * sum(per_image.values())
     write, read = _rates(work.folder, min(RATED, heaviest))
@@ -251,8 +252,10 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, parts))
 
 
-def _target_bytes(target: Target) -> int:
-    return _bytes([target.labels, target.valid])
+def _target_bytes(target: Target, classes: int) -> int:
+    """Of labels and validity, and of the up-sampled labels per patch and class that a loss keeps beside them."""
+    h, w = target.grid_map.grid
+    return _bytes([target.labels, target.valid]) + 4 * h * w * classes
 
 
 def _now(device: torch.device) -> float:

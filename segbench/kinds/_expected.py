@@ -53,4 +53,6 @@ def configured(model: ModelSpec, data: DataSpec) -> "Costs | None":
     layers = [Site("llm", layer) for layer in (*range(1, text["num_hidden_layers"] + 1), "norm")]
     sites = {site: int(tokens * state) for site in (ENCODER, Site("adapter"), *layers)}
     sites[ENCODER] = int(tokens * vision["hidden_size"] * size)
-    return Costs(sites, (tokens + PROMPT) * state, LABEL * data.load("val")[0].mask.size)
+    val = data.load("val")
+    labels = LABEL * val[0].mask.size + 4 * tokens * len(val.classes)  # and what a loss keeps per patch and class
+    return Costs(sites, (tokens + PROMPT) * state, labels)

@@ -121,8 +121,8 @@ def test_every_policy_gives_the_numbers_of_a_stream(policies, policy):
 def test_a_dry_run_tells_bytes_of_every_policy_and_seconds_once_a_cell_has_run(lab, tmp_path):
     command = ("run", "--include", lab, "--model", "tiny", "--tasks", "probe", "--device", "cpu", "--output", tmp_path)
     fresh = segbench(*command, "--dry-run", "--limit", 3)
-    # 6 images of 36 patches: 32 wide at the encoder, 48 at six more sites, in float32; and 48 x 72 labels
-    size = f"{6 * (36 * 320 * 4 + 3 * 48 * 72) / 1e3:.3g} kB"
+    # 6 images of 36 patches: 32 wide at the encoder, 48 at six more sites, in float32; labels of pixels and patches
+    size = f"{6 * (36 * (320 + len(CLASSES)) * 4 + 3 * 48 * 72) / 1e3:.3g} kB"
     assert f"tiny probe: features: memory: all sites in host memory, {size} of" in fresh.out
     assert " s\n" not in fresh.out
     tiny_runs.measure(lab, "probe", tmp_path)
