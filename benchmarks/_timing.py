@@ -71,6 +71,19 @@ def race(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], rounds
     }
 
 
+def print_rows(what: str, variants: Mapping[str, Sequence[str]], rounds: int) -> None:
+    """A row of Markdown per variant, by the command that serves it; the first two are the naive way, untuned and tuned.
+
+    Columns: `what`, variant, ms, times faster than either of the two, peak MB, the variant's note.
+    """
+    timed = race({name: (words, TUNED if "tuned" in name else {}) for name, words in variants.items()}, rounds)
+    first, second = list(timed.values())[:2]
+    for name, one in timed.items():
+        ratios = f"{one.times_faster_than(first):.1f} | {one.times_faster_than(second):.1f}"
+        peak = "kept" if "tuned" in name else f"{one.peak:.1f}"
+        print(f"| {what} | {name} | {one.median * 1e3:.2f} | {ratios} | {peak} | {one.note} |", flush=True)
+
+
 def serve(call: Callable[[int], None], note: Callable[[], str]) -> None:
     """Answer every line of the standard input with time and memory of one call; the first with the note, too."""
     torch.set_num_threads(1)

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _timing import TUNED, machine, race, serve
+from _timing import machine, print_rows, serve
 from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 
-from segbench import geometry, kernels
+from segbench import geometry, kernels, stats
 from segbench.kernels import Target, compiled, plain, upsampled_cross_entropy
-from segbench.metrics import confusion
 from segbench.types import IGNORE, GridMap
 
 GRID, WIDTH = (24, 24), 256  # patches; channels of the planted features
@@ -112,14 +111,15 @@ def draw_logits(case: Case, folder: Path) -> str:
         np.save(folder / f"{case.name} {kind} exact.npy", right.numpy().astype(np.uint8))
     counts = [kernels.upsampled_counts(one[None], target)[0] for one, target in zip(made[0], targets, strict=True)]
     total = torch.stack(counts).sum(0)
-    accuracy, miou = confusion.pixel_accuracy(total.numpy()), confusion.miou(total.numpy())
-    return f"{accuracy:.1f} % of the pixels, mIoU {miou.value:.1f} % over {miou.classes} classes"
+    accuracy, miou = stats.pixel_accuracy(total.numpy()), stats.miou(total.numpy())
+    classes = np.count_nonzero(stats.present(total.numpy()))
+    return f"{accuracy:.1f} % of the pixels, mIoU {float(miou):.1f} % over {classes} classes"
 
 
 def predict(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Integer[Tensor, "H W"]:
     """Class of every pixel, as the variant finds it."""
     if variant == "segbench, compiled":
-        return _compiled().argmax(logits[None], target)[0]
+        return compiled_kernels().argmax(logits[None], target)[0]
     if variant == "segbench, plain":
         return plain.upsampled_argmax(logits[None], target)[0]
     grid = logits.unflatten(0, GRID)
@@ -138,7 +138,9 @@ def count(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Int64[T
     classes = logits.shape[1]
     if variant.startswith("segbench"):
         pairs = torch.zeros(1, classes, classes, dtype=torch.int64)
-        (plain.upsampled_counts if variant.endswith("plain") else _compiled().counts)(logits[None], target, pairs)
+        (plain.upsampled_counts if variant.endswith("plain") else compiled_kernels().counts)(
+            logits[None], target, pairs
+        )
         return pairs[0]
     predicted = predict(variant, logits, target)
     pairs = target.labels[target.valid].long() * classes + predicted[target.valid]
@@ -180,22 +182,13 @@ def main(rounds: int) -> None:
             print("| logits | variant | ms | x naive | x naive, tuned | peak MB | pixels unlike float64's |")
             print("|---|---|---|---|---|---|---|")
             for kind in KINDS:
-                commands = {
-                    name: ((__file__, name, case.name, kind, scratch), TUNED if "tuned" in name else {})
-                    for name in VARIANTS
-                }
-                timed = race(commands, rounds)
-                for name, one in timed.items():
-                    stock, tuned = (one.times_faster_than(timed[other]) for other in VARIANTS[:2])
-                    peak = f"{'kept' if 'tuned' in name else f'{one.peak:.1f}'} | {one.note}"
-                    print(
-                        f"| {kind} | {name} | {one.median * 1e3:.2f} | {stock:.1f} | {tuned:.1f} | {peak} |", flush=True
-                    )
+                print_rows(kind, {name: (__file__, name, case.name, kind, scratch) for name in VARIANTS}, rounds)
             print()
     print(f"At the end: {machine().rpartition('; ')[2]}.")
 
 
-def _compiled() -> compiled.Kernels:
+def compiled_kernels() -> compiled.Kernels:
+    """What this machine compiled; the script ends, saying why, where it did not."""
     made = compiled.making()
     if made.kernels is None:
         raise SystemExit(f"nothing to compare: {made.says}")

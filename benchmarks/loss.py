@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _timing import TUNED, machine, race, serve
-from evaluation import CASES, GRID, Case, scene, target_of
+from _timing import machine, print_rows, serve
+from evaluation import CASES, GRID, Case, compiled_kernels, scene, target_of
 from jaxtyping import Float
 from torch import Tensor
 
 from segbench import geometry, kernels
-from segbench.kernels import Target, compiled, progression
+from segbench.kernels import Target, progression
 from segbench.types import IGNORE, GridMap
 
 WIDTH = 4096  # channels of the features in a step
@@ -74,7 +74,7 @@ def full(logits: Float[Tensor, "t k"], target: Target, rows: int) -> Float[Tenso
 def gradient(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Float[Tensor, "t k"]:
     """Gradient of the summed loss with respect to the logits, as the variant finds it."""
     if variant == "segbench, compiled":
-        return _compiled().loss_and_gradient(logits[None], target)[1][0]
+        return compiled_kernels().loss_and_gradient(logits[None], target)[1][0]
     if variant == "segbench, plain":
         return progression.loss_and_gradient(logits[None], target)[1][0]
     return full(logits, target, 16 if "chunks" in variant else len(target.valid))
@@ -95,7 +95,7 @@ def work(variant: str, case: Case, kind: str, folder: Path) -> None:
     tokens, weights = features_of(case) if kind == "step" else (logits[:, :1], logits[:1, :1])
     gradient(variant, logits[:, :2], target_of(np.zeros((32, 32), np.uint8)))  # libraries wake up
     if variant == "segbench, compiled":
-        target.kept["plan"] = _compiled().plan(target)
+        target.kept["plan"] = compiled_kernels().plan(target)
     if variant == "segbench, plain":
         target.kept["mass"] = progression.mass(target)
 
@@ -116,9 +116,9 @@ def work(variant: str, case: Case, kind: str, folder: Path) -> None:
 def plan_times(case: Case) -> str:
     """What is made once for an image, in ms, by either making; and its size."""
     target = target_of(scene(case, 0))
-    plan = _compiled().plan(target)
+    plan = compiled_kernels().plan(target)
     found = []
-    for make in (_compiled().plan, progression.mass):
+    for make in (compiled_kernels().plan, progression.mass):
         seconds = []
         for _ in range(9):
             start = time.perf_counter()
@@ -142,26 +142,9 @@ def main(rounds: int) -> None:
             print("|---|---|---|---|---|---|---|")
             for kind in KINDS:
                 np.save(Path(scratch) / f"{case.name} {kind}.npy", exact(case, target_of(scene(case, 0)), kind).numpy())
-                commands = {
-                    name: ((__file__, name, case.name, kind, scratch), TUNED if "tuned" in name else {})
-                    for name in VARIANTS
-                }
-                timed = race(commands, rounds)
-                for name, one in timed.items():
-                    stock, tuned = (one.times_faster_than(timed[other]) for other in VARIANTS[:2])
-                    peak = f"{'kept' if 'tuned' in name else f'{one.peak:.1f}'} | {one.note}"
-                    print(
-                        f"| {kind} | {name} | {one.median * 1e3:.2f} | {stock:.1f} | {tuned:.1f} | {peak} |", flush=True
-                    )
+                print_rows(kind, {name: (__file__, name, case.name, kind, scratch) for name in VARIANTS}, rounds)
             print()
     print(f"At the end: {machine().rpartition('; ')[2]}.")
-
-
-def _compiled() -> compiled.Kernels:
-    made = compiled.making()
-    if made.kernels is None:
-        raise SystemExit(f"nothing to compare: {made.says}")
-    return made.kernels
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 from transformers.masking_utils import create_causal_mask
 
-from segbench import attention
+from segbench import attention, stats
 from segbench.adapters import base
 from segbench.adapters.canvas import Canvas
 from segbench.adapters.layout import Framing
@@ -50,7 +50,7 @@ def seen_by_the_model(adapter):
     fractions = one_hot.reshape(H, PATCH, W, PATCH, 6).mean((1, 3)).reshape(H * W, 6).numpy()
     (grid_map,) = batch.grids
     truth = np.where(_seen(grid_map), mask, IGNORE)
-    return confusion.miou(confusion.counts(oracle.predict(fractions, grid_map), truth, 6)).value
+    return float(stats.miou(confusion.counts(oracle.predict(fractions, grid_map), truth, 6)))
 
 
 def test_a_stretched_grid_is_caught(checkpoint, monkeypatch):

@@ -1,7 +1,6 @@
 """The compiled evaluation against float64: another class only where two are equal up to float32's rounding."""
 
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -102,21 +101,6 @@ def test_many_threads_at_once_count_as_one_does(library):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, alone, strict=True))
-
-
-def test_it_is_many_times_faster_than_the_plain_making(library):
-    fast = compiled.load(library)
-    grid_map = GridMap.squash((24, 24), (256, 341))
-    mask, logits = scene(grid_map, 150, seed=0, probes=1)
-    target = Target.of(grid_map, mask)
-
-    def seconds(count):
-        start = time.thread_time()
-        count(logits, target, None)
-        return time.thread_time() - start
-
-    pairs = [(seconds(plain.upsampled_counts), seconds(fast.counts)) for _ in range(5)]
-    assert min(a for a, _ in pairs) > 4 * min(b for _, b in pairs)  # about 15 and more where it was measured
 
 
 def test_a_label_beyond_the_classes_is_told_and_writes_nowhere(library, monkeypatch):

@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassJaccardIndex, MulticlassStatScores
 
+from segbench import stats
 from segbench.errors import CellError
 from segbench.metrics import confusion
 from segbench.types import IGNORE
@@ -64,7 +65,7 @@ def test_counts_and_miou_are_torchmetrics(case):
     hit, false, _, missed, support = scores.compute().numpy().T
     np.testing.assert_array_equal(total, np.stack([hit, hit + missed, hit + false], 1))
     np.testing.assert_array_equal(support, total[:, 1])
-    assert confusion.miou(total).value == pytest.approx(100 * jaccard.compute().item(), abs=1e-4)
+    assert stats.miou(total) == pytest.approx(100 * jaccard.compute().item(), abs=1e-4)
 
 
 @given(predictions())
@@ -80,8 +81,9 @@ def test_counts_are_the_margins_of_the_confusion(case):
 def test_as_many_pixels_are_predicted_as_labelled(case):
     _, truths, _ = case
     total = total_counts(*case)
-    confusion.check_conserved(total)
-    assert total[:, 1].sum() == sum((truth != IGNORE).sum() for truth in truths)
+    labelled = sum((truth != IGNORE).sum() for truth in truths)
+    assert total[:, 1].sum() == total[:, 2].sum() == labelled
+    assert (total[:, 0] <= total[:, 1:].min(1)).all()
 
 
 @given(predictions())
@@ -99,15 +101,15 @@ def test_confusion_is_truth_by_prediction():
 def test_class_that_is_only_predicted_counts_and_absent_class_does_not():
     truth, prediction = np.array([0, 0, 0, 1]), np.array([0, 0, 2, 1])
     total = confusion.counts(prediction, truth, 5)
-    assert confusion.miou(total) == (pytest.approx(100 * (2 / 3 + 1 + 0) / 3), 3)
-    assert confusion.mean_accuracy(total) == (pytest.approx(100 * (2 / 3 + 1) / 2), 2)
-    assert confusion.pixel_accuracy(total) == 75
+    assert stats.miou(total) == pytest.approx(100 * (2 / 3 + 1 + 0) / 3)
+    assert stats.mean_accuracy(total) == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert stats.pixel_accuracy(total) == 75
 
 
 def test_perfect_prediction_is_100_and_a_constant_one_has_its_closed_form():
     truth = np.repeat(np.arange(4), [10, 20, 30, 40])
-    assert confusion.miou(confusion.counts(truth, truth, 9)) == (100, 4)
-    assert confusion.miou(confusion.counts(np.full(100, 3), truth, 9)) == (pytest.approx(100 * 0.4 / 4), 4)
+    assert stats.miou(confusion.counts(truth, truth, 9)) == 100
+    assert stats.miou(confusion.counts(np.full(100, 3), truth, 9)) == pytest.approx(100 * 0.4 / 4)
 
 
 def test_only_the_truth_says_what_is_ignored():
@@ -128,24 +130,7 @@ def test_prediction_of_another_size_is_refused():
         confusion.counts(np.zeros((2, 3), int), np.zeros((3, 2), int), 2)
 
 
-def test_nothing_labelled_is_an_error_and_not_a_nan():
-    nothing = confusion.counts(np.array([1]), np.array([IGNORE]), 2)
-    for metric in (confusion.miou, confusion.mean_accuracy, confusion.pixel_accuracy):
-        with pytest.raises(CellError, match="no pixel that the model saw is labelled"):
-            metric(nothing)
-
-
-@pytest.mark.parametrize("change", [(0, 0, 9), (1, 1, 1), (0, 2, 1), (1, 0, -9)])
-def test_impossible_counts_are_refused(change):
-    truth, prediction = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    total = confusion.counts(prediction, truth, 2)
-    row, column, by = change
-    total[row, column] += by
-    with pytest.raises(CellError, match="pixel counts are impossible"):
-        confusion.miou(total)
-
-
 def test_counts_stay_exact_where_float32_would_not():
     count = np.array([[16_777_217, 16_777_217, 16_777_217]])
     assert (500 * count.astype(np.int64))[0, 0] == 8_388_608_500
-    assert confusion.miou(np.concatenate([500 * count, [[0, 1, 1]]])).value == pytest.approx(50.0)
+    assert stats.miou(np.concatenate([500 * count, [[0, 1, 1]]])) == pytest.approx(50.0)
