@@ -1,0 +1,109 @@
+"""The bank of linear probes: one Linear(d, k) per site, all trained together on the same features (paper A.2)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from segbench.adapters.base import Features
+from segbench.errors import CellError
+from segbench.features import FeatureSource, Indices
+from segbench.types import Site
+
+Arrays = dict[str, np.ndarray]
+
+
+class Diverged(CellError):
+    """The probe of one site has no finite loss or logits any more; those of other sites are as they were."""
+
+    def __init__(self, site: Site, message: str) -> None:
+        super().__init__(message)
+        self.site = site
+
+
+class ProbeBank(nn.Module):
+    """Linear probes by site: logits on the patch grid from features [b, t, d].
+
+    `mean` and `deviation` standardise the features of a site (zeros and ones when the protocol says `norm: none`);
+    `export` folds them into weight and bias, so that a saved probe is a plain linear map.
+    """
+
+    def __init__(
+        self, widths: Mapping[Site, int], classes: int, bias: bool = True, init: str = "uniform", seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.sites = tuple(widths)
+        self.classes = classes
+        self.linears = nn.ModuleList(nn.Linear(width, classes, bias=bias) for width in widths.values())
+        self.means = nn.ParameterList(nn.Parameter(torch.zeros(d), requires_grad=False) for d in widths.values())
+        self.deviations = nn.ParameterList(nn.Parameter(torch.ones(d), requires_grad=False) for d in widths.values())
+        draw = torch.Generator().manual_seed(seed)
+        for linear in self._linears():
+            bound = 0.0 if init == "zeros" else linear.in_features**-0.5  # nn.Linear's own bound
+            for parameter in linear.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=draw)
+
+    @torch.no_grad()
+    def only(self, sites: Sequence[Site]) -> "ProbeBank":
+        """The probes of these sites in a bank of their own, with the weights that they have here."""
+        rows = {site: row for row, site in enumerate(self.sites)}
+        linears = self._linears()
+        widths = {site: linears[rows[site]].in_features for site in sites}
+        bank = ProbeBank(widths, self.classes, linears[0].bias is not None).to(self.means[0].device)
+        for mine, site in enumerate(sites):
+            bank._linears()[mine].load_state_dict(linears[rows[site]].state_dict())
+            bank.means[mine].copy_(self.means[rows[site]])
+            bank.deviations[mine].copy_(self.deviations[rows[site]])
+        return bank
+
+    def forward(self, features: Features) -> Float[Tensor, "l b t k"]:
+        """Logits of every site, in the order of `sites`."""
+        rows = zip(self.sites, self.linears, self.means, self.deviations, strict=True)
+        return torch.stack([linear((features[site].float() - mean) / dev) for site, linear, mean, dev in rows])
+
+    @torch.no_grad()
+    def patches(self, features: Features) -> Int[Tensor, "l b t"]:
+        """Predicted class of every patch."""
+        return self(features).argmax(-1)
+
+    @torch.no_grad()
+    def standardise(self, source: FeatureSource, indices: Indices) -> None:
+        """Take mean and deviation of every channel over the image tokens of these images."""
+        count = 0
+        sums = [torch.zeros_like(mean, dtype=torch.float64) for mean in self.means]
+        squares = [torch.zeros_like(one) for one in sums]
+        for features, _ in source.read(indices):
+            count += features[self.sites[0]].shape[:2].numel()
+            for row, site in enumerate(self.sites):
+                tokens = features[site].double().flatten(0, 1)
+                sums[row] += tokens.sum(0)
+                squares[row] += tokens.square().sum(0)
+        for row in range(len(self.sites)):
+            mean = sums[row] / count
+            self.means[row].copy_(mean)
+            self.deviations[row].copy_((squares[row] / count - mean.square()).clamp_min(1e-12).sqrt())
+
+    @torch.no_grad()
+    def export(self) -> Arrays:
+        """`<site>.weight` [k, d] and `<site>.bias` [k], the standardisation folded in."""
+        arrays = {}
+        for site, linear, mean, deviation in zip(self.sites, self._linears(), self.means, self.deviations, strict=True):
+            weight = linear.weight / deviation
+            bias = linear.bias if linear.bias is not None else torch.zeros(self.classes, device=weight.device)
+            arrays[f"{site}.weight"] = weight.float().cpu().numpy()
+            arrays[f"{site}.bias"] = (bias - weight @ mean).float().cpu().numpy()
+        return arrays
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, np.ndarray], sites: Sequence[Site], device: torch.device | str) -> "ProbeBank":
+        """The bank that `export` wrote."""
+        bank = cls({site: arrays[f"{site}.weight"].shape[1] for site in sites}, len(arrays[f"{sites[0]}.bias"]))
+        for site, linear in zip(sites, bank._linears(), strict=True):
+            linear.weight.data = torch.from_numpy(arrays[f"{site}.weight"].copy())
+            linear.bias.data = torch.from_numpy(arrays[f"{site}.bias"].copy())
+        return bank.to(device)
+
+    def _linears(self) -> list[nn.Linear]:
+        return list(self.linears)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""The training of a bank: every probe takes the same steps on the same images in the same order (paper A.2)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from segbench.features import FeatureSource, Indices
+from segbench.kernels import upsampled_cross_entropy
+from segbench.probes.bank import Arrays, Diverged, ProbeBank
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a bank is trained; the fields of the probe task's `protocol` that the optimiser needs."""
+
+    epochs: int
+    batch: int
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    power: float  # polynomial decay of the learning rate, per step
+    seed: int
+
+
+class Trainer:
+    """Trains a bank epoch by epoch; its state goes to a checkpoint and back without a trace in the result."""
+
+    def __init__(self, bank: ProbeBank, source: FeatureSource, indices: Indices, schedule: Schedule) -> None:
+        self.bank, self.source, self.schedule = bank, source, schedule
+        self.indices = np.asarray(indices)
+        self.steps = schedule.epochs * -(-len(self.indices) // schedule.batch)
+        self.step = 0
+        self.optimiser = torch.optim.AdamW(
+            list(bank.linears.parameters()), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
+        )
+
+    def epoch(self, number: int, progress: Callable[[int], None]) -> None:
+        """One pass over the images, in an order decided by (seed, epoch) alone."""
+        order = np.random.default_rng([self.schedule.seed, number]).permutation(self.indices)
+        for start in range(0, len(order), self.schedule.batch):
+            chosen = order[start : start + self.schedule.batch]
+            self._update(chosen)
+            progress(len(chosen))
+
+    def state(self) -> Arrays:
+        """By site: weights, standardisation and optimiser moments; a bank of fewer sites can go on with them."""
+        arrays = {"step": np.asarray(self.step)}
+        for name, tensor in self._tensors():
+            arrays[name] = tensor.detach().cpu().numpy()
+        for name, parameter in self._trained():
+            for moment, value in self.optimiser.state.get(parameter, {}).items():
+                arrays[f"{name}/{moment}"] = value.cpu().numpy()
+        return arrays
+
+    @torch.no_grad()
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken, of this bank or of one with more sites."""
+        for name, tensor in self._tensors():
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for index, (name, _) in enumerate(self._trained()):
+            found = [key for key in arrays if key.rpartition("/")[0] == name]
+            if found:
+                moments[index] = {key.rpartition("/")[2]: torch.from_numpy(np.array(arrays[key])) for key in found}
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.step = int(arrays["step"])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimiser moves, in its order."""
+        for site, linear in zip(self.bank.sites, self.bank.linears, strict=True):
+            yield from ((f"{site}/{name}", parameter) for name, parameter in linear.named_parameters())
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._trained()
+        for site, mean, deviation in zip(self.bank.sites, self.bank.means, self.bank.deviations, strict=True):
+            yield from ((f"{site}/mean", mean), (f"{site}/deviation", deviation))
+
+    def _update(self, chosen: Int[np.ndarray, " n"]) -> None:
+        """One optimiser step on the mean loss over the valid pixels of all chosen images; micro-batches only add up."""
+        pixels = 0
+        self.optimiser.zero_grad()
+        for features, targets in self.source.read(chosen):
+            logits = self.bank(features)
+            losses = [upsampled_cross_entropy(logits[:, row], target) for row, target in enumerate(targets)]
+            loss = torch.stack(losses).sum(0)
+            self._refuse_divergence(loss, logits)
+            loss.sum().backward()
+            pixels += sum(target.pixels for target in targets)
+        if pixels:  # images without one labelled pixel teach nothing
+            for parameter in self.bank.linears.parameters():
+                assert parameter.grad is not None
+                parameter.grad /= pixels
+            share = (1 - self.step / self.steps) ** self.schedule.power
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.schedule.lr * share
+            self.optimiser.step()
+        self.step += 1
+
+    def _refuse_divergence(self, loss: Float[Tensor, " l"], logits: Float[Tensor, "l b t k"]) -> None:
+        if not loss.isfinite().all():
+            row = int((~loss.isfinite()).nonzero()[0])
+            epoch = self.step * self.schedule.epochs // self.steps + 1
+            site, largest = self.bank.sites[row], logits[row].abs().max().item()
+            raise Diverged(
+                site,
+                f"the probe at {site} diverged in epoch {epoch} (step {self.step}, largest logit {largest:.3g}); "
+                "try a smaller protocol.lr or protocol.norm: standardize",
+            )
