@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -42,6 +43,17 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def set_aside(path: Path, problem: str) -> str:
+    """Rename a damaged file, so that it is kept but read no more; what to tell about it."""
+    names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged-{n}" for n in itertools.count(2)))
+    name = next(one for one in names if not path.with_name(one).exists())
+    try:
+        path.rename(path.with_name(name))
+    except OSError as error:
+        return f"{path} {problem}; it cannot be set aside: {error.strerror}"
+    return f"{path} {problem}; it is set aside as {name}"
 
 
 def fsync_folder(folder: Path) -> None:

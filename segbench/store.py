@@ -26,7 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from segbench.errors import CellError, StoreError
-from segbench.files import TEMPORARY, write_whole
+from segbench.files import FULL, TEMPORARY, free_bytes, said_bytes, set_aside, write_whole
 from segbench.records import Record, canonical, digest, measure, measure_facts, readable
 from segbench.types import Measure
 
@@ -100,7 +100,7 @@ class Store:
 
 
 class Cell:
-    """One (model, task) measurement, finished or not."""
+    """One (model, task) measurement, finished or not. CellError where there is no room to write."""
 
     def __init__(self, root: Path, model: str, task: str, fingerprint: str) -> None:
         self.model, self.task, self.fingerprint = model, task, fingerprint
@@ -136,7 +136,7 @@ class Cell:
         """Keep arrays of the finished cell, in one file that is written whole."""
         if not _ARRAYS_NAME.fullmatch(name) or name.startswith("checkpoint"):
             raise CellError(f"{name!r} cannot name a file of arrays; expected lower case letters, digits, _ and -")
-        write_whole(self.path / f"{name}.safetensors", _packed(arrays, {}))
+        _write(self.path / f"{name}.safetensors", _packed(arrays, {}))
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """What `save_arrays` kept; StoreError when it is damaged or not there."""
@@ -144,7 +144,7 @@ class Cell:
 
     def save_checkpoint(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], part: str = "") -> None:
         """Keep the state of an unfinished cell, or of a part of it, in place of the one before."""
-        write_whole(self._checkpoint(part), _packed(arrays, facts))
+        _write(self._checkpoint(part), _packed(arrays, facts))
 
     def load_checkpoint(self, part: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The last checkpoint; a damaged one is set aside and None is returned, as if there had been none."""
@@ -171,7 +171,7 @@ class Cell:
         names = {"model": self.model, "task": self.task, "fingerprint": self.fingerprint}
         given = {key: value for key, value in header.items() if value is not None}
         cell = {**given, **names, "about": self._about, "files": files, "measures": [*map(measure_facts, measures)]}
-        write_whole(self.path / CELL, readable({"cell": cell, "sha256": digest(cell)}).encode())
+        _write(self.path / CELL, readable({"cell": cell, "sha256": digest(cell)}).encode())
         self._sweep()
 
     def result(self) -> Result:
@@ -184,7 +184,7 @@ class Cell:
 
     def note(self, name: str, text: str) -> None:
         """Keep a text beside the cell that is no part of it: provenance or a failure."""
-        write_whole(self.path / name, text.encode())
+        _write(self.path / name, text.encode())
 
     def _sweep(self) -> None:
         """Remove what killed processes left, and what a finished cell does not need. Only under the lock."""
@@ -221,30 +221,35 @@ def read_result(folder: Path) -> Result:
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no finished cell") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, CellError) as error:
-        raise StoreError(_set_aside(path, f"cannot be read ({type(error).__name__}: {error})")) from error
+        raise StoreError(set_aside(path, f"cannot be read ({type(error).__name__}: {error})")) from error
     if not whole:
-        raise StoreError(_set_aside(path, "does not match its own sha256"))
+        raise StoreError(set_aside(path, "does not match its own sha256"))
     if folder.resolve().parts[-3:] != place:
-        raise StoreError(_set_aside(path, f"belongs into {'/'.join(place)}"))
+        raise StoreError(set_aside(path, f"belongs into {'/'.join(place)}"))
     for name, expected in files.items():
         try:
             matches = hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
         except OSError as error:
-            raise StoreError(_set_aside(path, f"lists {name}, which cannot be read ({error.strerror})")) from error
+            raise StoreError(set_aside(path, f"lists {name}, which cannot be read ({error.strerror})")) from error
         if not matches:
-            _set_aside(path, "")
-            raise StoreError(_set_aside(folder / name, "does not match its sha256 in the finished cell"))
+            problem = set_aside(folder / name, "does not match its sha256 in the finished cell")
+            raise StoreError(set_aside(path, f"lists a damaged file: {problem}"))
     named = {field.name: cell.get(field.name) for field in fields(Result)}
     return Result(**{**named, "measures": tuple(map(measure, cell["measures"])), "path": folder})
 
 
-def _set_aside(path: Path, problem: str) -> str:
-    """Rename a damaged file, so that it is kept but read no more; what to tell about it."""
+def _write(path: Path, data: bytes) -> None:
+    """Write a file of a cell whole; CellError, with what is missing, where the disk is full."""
     try:
-        path.replace(path.with_name(path.name + ".damaged"))
+        write_whole(path, data)
     except OSError as error:
-        return f"{path} {problem}; it cannot be set aside: {error.strerror}"
-    return f"{path} {problem}; it is set aside as {path.name}.damaged"
+        if error.errno not in FULL:
+            raise
+        raise CellError(
+            f"{path}: no room ({error.strerror}): {said_bytes(len(data))} are to be written and "
+            f"{said_bytes(free_bytes(path.parent))} are free; make room and give the same command again: "
+            "it goes on from what was finished"
+        ) from error
 
 
 def _packed(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bytes:
@@ -271,9 +276,9 @@ def _load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError as error:
         raise StoreError(f"{path} is not there") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise StoreError(_set_aside(path, f"cannot be read ({type(error).__name__}: {error})")) from error
+        raise StoreError(set_aside(path, f"cannot be read ({type(error).__name__}: {error})")) from error
     if not whole:
-        raise StoreError(_set_aside(path, "does not match its sha256"))
+        raise StoreError(set_aside(path, "does not match its sha256"))
     return arrays, header["facts"]
 
 

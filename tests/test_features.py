@@ -170,7 +170,8 @@ def test_a_damaged_file_is_set_aside_and_made_anew(adapter, dataset, tmp_path, c
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     again = features.choose(work(adapter, dataset, tmp_path, sites=sites[1:]), "disk")
     assert read_all(again, dataset, adapter) == sites[1:]
-    assert "train-llm.2.raw does not match its checksum; it is set aside and made anew" in caplog.text
+    told = "it is set aside as train-llm.2.raw.damaged; it is made anew"
+    assert f"train-llm.2.raw does not match its checksum; {told}" in caplog.text
     assert (tmp_path / "train-llm.2.raw.damaged").exists()
 
 

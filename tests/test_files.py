@@ -48,3 +48,13 @@ def test_sizes_are_put_in_decimal_units(count, said):
 def test_sha256_is_that_of_the_whole_file(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_what_is_set_aside_never_takes_the_place_of_what_was(tmp_path):
+    path = tmp_path / "kept.json"
+    for number in range(3):
+        path.write_bytes(bytes([number]))
+        assert "is bad; it is set aside as kept.json.damaged" in files.set_aside(path, "is bad")
+    found = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert found == {"kept.json.damaged": b"\0", "kept.json.damaged-2": b"\1", "kept.json.damaged-3": b"\2"}
+    assert "is bad; it cannot be set aside: No such file" in files.set_aside(path, "is bad")

@@ -1,5 +1,6 @@
 """Where states of images rest: in memory, or in one flat file per site beside a JSON header with its checksum."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -7,18 +8,19 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segbench.errors import CellError
-from segbench.files import FULL, TEMPORARY, free_bytes, said_bytes, sha256, write_whole
+from segbench.errors import CellError, StoreError
+from segbench.files import FULL, TEMPORARY, free_bytes, said_bytes, set_aside, sha256, write_whole
+from segbench.records import canonical, digest
 
 Make = Callable[[str, int], "Rows"]  # room for so many images under a name
 
 _log = logging.getLogger(__name__)
+SUFFIX, HEADER = ".raw", ".json"  # of a file of rows, and what is added to that for its header
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -80,23 +82,22 @@ class OnDisk(Rows):
         self._places: list[list[int]] = []  # first byte, and shape
         self._dtype = torch.float32
         self._digest, self._end = hashlib.sha256(), 0
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary.unlink(missing_ok=True)
         self._file: int | None = None
 
     @classmethod
     def found(cls, path: Path, count: int) -> "OnDisk | None":
         """What an earlier process finished; None where there is nothing, or nothing whole, which is set aside."""
-        header = _header(path)
-        if header is None or not path.exists():
-            return None
-        if sha256(path) != header.get("sha256") or len(header.get("places", ())) != count:
-            path.replace(path.with_name(path.name + ".damaged"))
-            _log.warning("%s does not match its checksum; it is set aside and made anew", path)
-            return None
+        if not _beside(path).exists():
+            return None  # killed before it was finished, if it was begun
         rows = cls(path, count)
-        rows._places, rows._dtype = header["places"], _DTYPES[header["dtype"]]
-        rows._file = os.open(path, os.O_RDONLY)
+        try:
+            rows._places, rows._dtype = _checked(path, count)
+            rows._file = os.open(path, os.O_RDONLY)
+        except StoreError as error:
+            for one in filter(Path.exists, (path, _beside(path))):  # neither is of use without the other
+                _log.warning("%s; it is made anew", set_aside(one, str(error)))
+            return None
         return rows
 
     def add(self, states: Float[Tensor, "b s d"]) -> None:
@@ -105,6 +106,7 @@ class OnDisk(Rows):
         data = flat.view(torch.uint8).numpy()
         try:
             if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             for row in data:
                 view = memoryview(row.reshape(-1))
@@ -114,17 +116,7 @@ class OnDisk(Rows):
                 self._digest.update(view)
                 self._places.append([start, *flat.shape[1:]])
         except OSError as error:
-            done = len(self._places)
-            self.drop()
-            if error.errno not in FULL:
-                raise
-            missing = len(data[0].reshape(-1)) * (self.count - done)
-            raise CellError(
-                f"{self.path.parent}: no room ({error.strerror}) for the features at {self.path.stem}: {done} of "
-                f"{self.count} images were written, {said_bytes(missing)} are missing and "
-                f"{said_bytes(free_bytes(self.path.parent))} are free; make room, or choose `features: stream`; "
-                "what was finished is kept"
-            ) from error
+            raise self._failed(error, len(data[0].reshape(-1))) from error
 
     def __getitem__(self, index: int) -> Float[Tensor, "s d"]:
         start, *shape = self._places[index]
@@ -144,10 +136,14 @@ class OnDisk(Rows):
     def finish(self) -> None:
         if self._file is None:
             return
-        os.fsync(self._file)
-        self._temporary.replace(self.path)
-        header = {"dtype": str(self._dtype), "places": self._places, "sha256": self._digest.hexdigest()}
-        write_whole(_beside(self.path), json.dumps(header).encode())
+        rows = {"dtype": str(self._dtype), "places": self._places, "sha256": self._digest.hexdigest()}
+        header = canonical({"rows": rows, "sha256": digest(rows)}).encode()
+        try:
+            os.fsync(self._file)
+            self._temporary.replace(self.path)
+            write_whole(_beside(self.path), header)
+        except OSError as error:
+            raise self._failed(error, len(header)) from error
 
     def drop(self) -> None:
         if self._file is not None:
@@ -156,14 +152,42 @@ class OnDisk(Rows):
         for path in (_beside(self.path), self.path, self._temporary):
             path.unlink(missing_ok=True)
 
+    def _failed(self, error: OSError, each: int) -> Exception:
+        """What to raise where a write failed; `each` is the bytes of an image, or of the header, which comes last."""
+        done = len(self._places)
+        self.drop()
+        if error.errno not in FULL:
+            return error
+        return CellError(
+            f"{self.path.parent}: no room ({error.strerror}) for the features at {self.path.stem}: {done} of "
+            f"{self.count} images were written, {said_bytes(each * max(1, self.count - done))} are missing and "
+            f"{said_bytes(free_bytes(self.path.parent))} are free; make room and give the same command again: "
+            "it goes on from what was finished"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of all rows; what is damaged and set aside stays."""
+    for path in folder.glob("*"):
+        if path.suffix in (SUFFIX, HEADER) or path.name.startswith(TEMPORARY):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # unless it holds what was set aside
+
 
 def _beside(path: Path) -> Path:
-    return path.with_suffix(path.suffix + ".json")
+    return path.with_suffix(path.suffix + HEADER)
 
 
-def _header(path: Path) -> dict[str, Any] | None:
+def _checked(path: Path, count: int) -> tuple[list[list[int]], torch.dtype]:
+    """Where the images lie in a file, and as what, by its header; StoreError where either of them is damaged."""
     try:
-        header = json.loads(_beside(path).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return header if isinstance(header, dict) and header.get("dtype") in _DTYPES else None
+        document = json.loads(_beside(path).read_bytes())
+        rows = document["rows"]
+        if document["sha256"] != digest(rows) or len(rows["places"]) != count:
+            raise StoreError("does not match the checksum of its header")
+        if rows["sha256"] != sha256(path):
+            raise StoreError("does not match its checksum")
+        return rows["places"], _DTYPES[rows["dtype"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CellError) as error:
+        raise StoreError(f"cannot be read ({type(error).__name__}: {error})") from error

@@ -51,7 +51,13 @@ class Fitting:
     seed: int
     device: "torch.device"
     cell: Cell
-    part: str = ""  # of the cell, in the names of its checkpoints
+    what: str = ""  # is trained beside the cell's own probes, in the names of its checkpoints
+    stage: str = ""  # of the cell, likewise, where its sites are not all in one bank
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Its own part of the cell, and that of one bank of all sites, which another feature policy may have left."""
+        return tuple(dict.fromkeys(("-".join(filter(None, (self.what, self.stage))), self.what)))
 
     @property
     def work(self) -> int:
@@ -138,27 +144,28 @@ def _keep(this: Fitting, trainer: "Trainer", kept: "dict[str, Best]", epochs: in
     """Checkpoint the training after an epoch."""
     parts = {"trainer": trainer.state()} | {name: best.arrays for name, best in kept.items()}
     arrays = {f"{part}/{key}": array for part, named in parts.items() for key, array in named.items()}
-    this.cell.save_checkpoint(arrays, {"epochs": epochs, "sites": [str(site) for site in this.sites]}, this.part)
+    this.cell.save_checkpoint(arrays, {"epochs": epochs, "sites": [str(site) for site in this.sites]}, this.parts[0])
 
 
 def _restored(this: Fitting, trainer: "Trainer", kept: "dict[str, Best]") -> int:
     """Go back to the checkpoint of a killed run; the number of epochs that are done, 0 without a checkpoint.
 
-    It may be of a bank with more sites: of those that diverged since.
+    It may be of a bank with more sites: of those that diverged since, or of all, where another feature policy trained
+    them together. Sites that stopped at epochs of their own start anew where they are to be trained together.
     """
-    checkpoint = this.cell.load_checkpoint(this.part)
-    if checkpoint is None:
+    ours = {str(site) for site in this.sites}
+    found = filter(None, map(this.cell.load_checkpoint, this.parts))
+    able = [one for one in found if ours <= set(one[1].get("sites", ()))]
+    if not able:
         return 0
-    arrays, facts = checkpoint
-    there = facts.get("sites", [])
-    if not {str(site) for site in this.sites} <= set(there):
-        return 0
+    arrays, facts = max(able, key=lambda one: one[1]["epochs"])
+    there = facts["sites"]
     trainer.restore(_below(arrays, "trainer"))
     rows = [there.index(str(site)) for site in this.sites]
-    ours = {f"probe.{site}.{name}" for site in this.sites for name in ("weight", "bias")}
+    probes = {f"probe.{site}.{name}" for site in this.sites for name in ("weight", "bias")}
     for name, best in kept.items():
         of_all = _below(arrays, name)
-        best.arrays = {key: of_all[key] for key in of_all.keys() & ours}
+        best.arrays = {key: of_all[key] for key in of_all.keys() & probes}
         best.arrays |= {key: of_all[key][rows] for key in ("epoch", "score", "counts") if key in of_all}
     return facts["epochs"]
 

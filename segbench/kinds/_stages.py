@@ -46,7 +46,8 @@ def probe(job: Job, plan: "Plan", wanted: Wanted, progress: Progress) -> "tuple[
     stage = None
     for stage in plan.stages(tuple(done), progress["reading"]):
         part, device = str(stage.sites[0]) if several else "", job.adapter.device
-        main = Fitting(widths, stage.sites, stage.train, stage.val, wanted.protocol, job.seed, device, job.cell, part)
+        splits = stage.train, stage.val
+        main = Fitting(widths, stage.sites, *splits, wanted.protocol, job.seed, device, job.cell, stage=part)
         found, diverged = _finished(main, wanted, job, progress)
         done |= found
         problems += diverged
@@ -68,8 +69,7 @@ def _finished(main: Fitting, wanted: Wanted, job: Job, progress: Progress) -> tu
     sites, problems = fitted.sites, [*fitted.diverged.values()]
     counts = {name: fitted.rows(name, "counts", sites) for name in ("last", "val_best")}
     if wanted.shuffled and sites:
-        part = f"shuffled{f'-{main.part}' if main.part else ''}"
-        chance = replace(main, sites=sites, train=Shuffled(main.train, job.seed), part=part)
+        chance = replace(main, sites=sites, train=Shuffled(main.train, job.seed), what="shuffled")
         beside = fit(chance, progress["control: shuffled"])
         problems += (f"shuffled: {text}" for text in beside.diverged.values())
         counts["shuffled"] = beside.rows(wanted.protocol.selection, "counts", sites := beside.sites)
