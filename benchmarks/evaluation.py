@@ -91,7 +91,7 @@ def train(case: Case) -> tuple[torch.nn.Linear, torch.nn.Linear]:
     for _ in range(EPOCHS):
         for start in range(0, TRAIN, 8):
             batch = known[start : start + 8]
-            loss = torch.stack([upsampled_cross_entropy(probe(x)[None], target)[0] for x, target in batch]).sum()
+            loss = upsampled_cross_entropy(probe(torch.stack([x for x, _ in batch]))[None], [y for _, y in batch]).sum()
             optimiser.zero_grad()
             (loss / sum(target.pixels for _, target in batch)).backward()
             optimiser.step()
@@ -109,8 +109,7 @@ def draw_logits(case: Case, folder: Path) -> str:
         np.save(folder / f"{case.name} {kind}.npy", logits.numpy())
         right = torch.stack([exact(one, target) for one, target in zip(logits, targets, strict=True)])
         np.save(folder / f"{case.name} {kind} exact.npy", right.numpy().astype(np.uint8))
-    counts = [kernels.upsampled_counts(one[None], target)[0] for one, target in zip(made[0], targets, strict=True)]
-    total = torch.stack(counts).sum(0)
+    total = kernels.upsampled_counts(made[0][None], targets).sum((0, 1))
     accuracy, miou = stats.pixel_accuracy(total.numpy()), stats.miou(total.numpy())
     classes = np.count_nonzero(stats.present(total.numpy()))
     return f"{accuracy:.1f} % of the pixels, mIoU {float(miou):.1f} % over {classes} classes"
@@ -139,7 +138,7 @@ def count(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Int64[T
     if variant.startswith("segbench"):
         pairs = torch.zeros(1, classes, classes, dtype=torch.int64)
         (plain.upsampled_counts if variant.endswith("plain") else compiled_kernels().counts)(
-            logits[None], target, pairs
+            logits[None, None], [target], pairs
         )
         return pairs[0]
     predicted = predict(variant, logits, target)

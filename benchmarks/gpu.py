@@ -93,9 +93,7 @@ def main(rounds: int) -> None:
             targets, logits = _scenes(case, images, probes)
             calls: dict[str, Callable[[], Any]] = {}
             calls["fused loss and gradient"] = lambda t=targets, x=logits: cuda.losses_and_gradients(x, t)
-            calls["fused counts"] = lambda t=targets, x=logits: [
-                cuda.upsampled_counts(x[:, b], one) for b, one in enumerate(t)
-            ]
+            calls["fused counts"] = lambda t=targets, x=logits: cuda.upsampled_counts(x, t)
             if images * probes == 1:
                 calls["naive loss and gradient"] = lambda t=targets, x=logits: _naive(t[0], x[0, 0])
                 calls["naive counts"] = lambda t=targets, x=logits: _naive_counts(t[0], x[0, 0])

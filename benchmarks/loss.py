@@ -74,7 +74,7 @@ def full(logits: Float[Tensor, "t k"], target: Target, rows: int) -> Float[Tenso
 def gradient(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Float[Tensor, "t k"]:
     """Gradient of the summed loss with respect to the logits, as the variant finds it."""
     if variant == "segbench, compiled":
-        return compiled_kernels().loss_and_gradient(logits[None], target)[1][0]
+        return compiled_kernels().losses_and_gradients(logits[None, None], [target])[1][0, 0]
     if variant == "segbench, plain":
         return progression.loss_and_gradient(logits[None], target)[1][0]
     return full(logits, target, 16 if "chunks" in variant else len(target.valid))

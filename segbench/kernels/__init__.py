@@ -7,10 +7,11 @@ compiled C on a CPU, if the machine had a compiler, and Triton on a GPU, if it p
 They differ by float32's rounding, and in the prediction only at pixels where two classes' logits are equal up to it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Float32, Float64, Int64, Integer
 from torch import Tensor
 
 from segbench.errors import CellError
@@ -26,13 +27,13 @@ def making(device: torch.device | str = "cpu") -> str:
     return _making(torch.device(device)).says
 
 
-def upsampled_cross_entropy(logits: Float[Tensor, "l t k"], target: Target) -> Float[Tensor, " l"]:
-    """Summed cross-entropy over the valid pixels of one image, for each of l probes; differentiable in the logits.
+def upsampled_cross_entropy(logits: Float[Tensor, "l b t k"], targets: Sequence[Target]) -> Float[Tensor, "l b"]:
+    """Summed cross-entropy over the valid pixels of each of b images, for l probes; differentiable in the logits.
 
-    NaN for a probe with a logit that is infinite, NaN or beyond 1e37. CellError if the ground truth holds a class
+    NaN for a probe on an image where a logit is infinite, NaN or beyond 1e37. CellError if a ground truth holds a class
     beyond the probes'.
     """
-    return _CrossEntropy.apply(logits, target)  # type: ignore[no-any-return]
+    return _CrossEntropy.apply(logits, targets)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -48,22 +49,23 @@ def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Integer[
 
 @torch.no_grad()
 def upsampled_counts(
-    logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None = None
-) -> Int64[Tensor, "l k 3"]:
-    """Pixels per class as (hit, truth, predicted) over the valid pixels of one image; integers that add up over images.
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None = None
+) -> Int64[Tensor, "l b k 3"]:
+    """Pixels per class as (hit, truth, predicted) over the valid pixels of each of b images, for l probes.
 
-    The pixels by [truth, prediction] are added to `confusion`. CellError if a logit is infinite, NaN or beyond 1e37,
-    or unless every valid pixel was counted once.
+    The pixels of all images by [truth, prediction] are added to `confusion`. CellError if a logit is infinite, NaN or
+    beyond 1e37, or unless every valid pixel was counted once.
     """
     kernels = _making(logits.device).kernels
     count = plain.upsampled_counts if kernels is None else kernels.counts
-    counts = count(logits, target, confusion)
-    counted = counts[..., 1:].sum(1)
-    if (counted != target.pixels).any():
-        raise CellError(
-            f"{int(counted.min())} of {target.pixels} labelled pixels were counted; "
-            f"does the ground truth hold a class beyond the probe's {logits.shape[2]}?"
-        )
+    counts = count(logits, targets, confusion)
+    least = counts[..., 1:].sum(2).amin((0, 2)).tolist()
+    for counted, target in zip(least, targets, strict=True):
+        if counted != target.pixels:
+            raise CellError(
+                f"{counted} of {target.pixels} labelled pixels were counted; "
+                f"does the ground truth hold a class beyond the probe's {logits.shape[3]}?"
+            )
     return counts
 
 
@@ -77,14 +79,24 @@ class _CrossEntropy(torch.autograd.Function):
     """Loss and gradient come from one walk over the image, so that nothing but the gradient waits for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Target) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         kernels = _making(logits.device).kernels
-        walk = progression.loss_and_gradient if kernels is None else kernels.loss_and_gradient
-        losses, gradient = walk(logits, target)
-        ctx.save_for_backward(gradient)
+        walk = _image_by_image if kernels is None else kernels.losses_and_gradients
+        losses, gradients = walk(logits, targets)
+        ctx.save_for_backward(gradients)
         return losses.to(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0][:, None, None], None
+        (gradients,) = ctx.saved_tensors
+        return gradients * outputs[0][..., None, None], None
+
+
+def _image_by_image(
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target]
+) -> tuple[Float64[Tensor, "l b"], Float32[Tensor, "l b t k"]]:
+    losses = torch.empty(logits.shape[:2], dtype=torch.float64, device=logits.device)
+    gradients = torch.empty_like(logits, dtype=torch.float32)
+    for image, target in enumerate(targets):
+        losses[:, image], gradients[:, image] = progression.loss_and_gradient(logits[:, image], target)
+    return losses, gradients

@@ -45,19 +45,11 @@ def available() -> bool:
     return find_spec("triton") is not None
 
 
-def loss_and_gradient(
-    logits: Float[Tensor, "l t k"], target: Target
-) -> tuple[Float64[Tensor, " l"], Float32[Tensor, "l t k"]]:
-    """As `progression.loss_and_gradient`."""
-    losses, gradient = losses_and_gradients(logits[:, None], [target])
-    return losses[:, 0], gradient[:, 0]
-
-
 @torch.no_grad()
 def losses_and_gradients(
     logits: Float[Tensor, "l b t k"], targets: Sequence[Target]
 ) -> tuple[Float64[Tensor, "l b"], Float32[Tensor, "l b t k"]]:
-    """The same for b images with grids of one size: few launches for many images."""
+    """As `progression.loss_and_gradient`, for b images with grids of one size: few launches for many images."""
     for target in targets:
         fits(target, logits.shape[3])
     images = max(1, AT_ONCE // len(logits))
@@ -90,9 +82,15 @@ def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Int16[Te
 
 @torch.no_grad()
 def upsampled_counts(
-    logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None = None
-) -> Int64[Tensor, "l k 3"]:
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None = None
+) -> Int64[Tensor, "l b k 3"]:
     """As `plain.upsampled_counts`."""
+    return torch.stack([_counts(logits[:, image], target, confusion) for image, target in enumerate(targets)], 1)
+
+
+def _counts(
+    logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None
+) -> Int64[Tensor, "l k 3"]:
     from segbench.kernels import cuda_kernels
 
     winners = upsampled_argmax(logits, target)
@@ -112,7 +110,7 @@ def upsampled_counts(
 class Kernels:
     """What this module computes, by the names of `compiled.Kernels`."""
 
-    loss_and_gradient = staticmethod(loss_and_gradient)
+    losses_and_gradients = staticmethod(losses_and_gradients)
     argmax = staticmethod(upsampled_argmax)
     counts = staticmethod(upsampled_counts)
 
@@ -149,13 +147,14 @@ def _fault(device: str) -> str | None:
     here, there = (Target.of(GridMap.squash((2, 2), (12, 34)), mask, place) for place in ("cpu", device))
     right, slope = progression.loss_and_gradient(logits, here)
     try:
-        losses, gradient = (one.cpu() for one in loss_and_gradient(logits.to(device), there))
-        counts = upsampled_counts(logits.to(device), there).cpu()
+        batch = logits[:, None].to(device)
+        losses, gradient = (one[:, 0].cpu() for one in losses_and_gradients(batch, [there]))
+        counts = upsampled_counts(batch, [there]).cpu()
     except (TritonError, SubprocessError, RuntimeError, OSError) as error:
         return f"triton cannot compile: {str(error).strip().splitlines()[-1]}"
     off = float(((losses - right) / right).abs().max())
     off = max(off, float(((gradient - slope).norm(dim=(1, 2)) / slope.norm(dim=(1, 2))).max()))
-    others = int((counts - plain.upsampled_counts(logits, here)).abs().sum())
+    others = int((counts - plain.upsampled_counts(logits[:, None], [here])).abs().sum())
     if not off < TOLERANCE or others > NEAR_TIES:
         return f"triton's kernels are off by {off:.1e} here and count {others} pixels otherwise"
     return None

@@ -19,10 +19,11 @@ typedef struct { /* the classes that can win somewhere in the cell at hand */
     float *left, *slope; /* of the row at hand: the logit is left + slope * (position between the columns) */
 } Classes;
 
-typedef struct { /* where the counts of one probe go */
+typedef struct { /* where the counts go */
     int64_t classes;
-    int64_t *counts;    /* [classes][3]: hit, truth, predicted */
-    int64_t *confusion; /* [classes][classes]: truth, prediction; or NULL */
+    int64_t *counts; /* [classes][3]: hit, truth, predicted */
+    int32_t *pairs;  /* [classes][classes]: truth, prediction; or NULL */
+    uint8_t *begun;  /* whether a row of the pairs was set to 0: most images hold few classes */
 } Tally;
 
 static inline float least(float x, float y) { return x < y ? x : y; }
@@ -102,7 +103,10 @@ static inline void add(Tally *tally, int32_t truth, int32_t winner, int64_t pixe
     tally->counts[3 * truth] += truth == winner ? pixels : 0;
     tally->counts[3 * truth + 1] += pixels;
     tally->counts[3 * winner + 2] += pixels;
-    if (tally->confusion) tally->confusion[truth * tally->classes + winner] += pixels;
+    if (!tally->pairs) return;
+    int32_t *row = tally->pairs + truth * tally->classes;
+    if (!tally->begun[truth]) tally->begun[truth] = 1, memset(row, 0, (size_t)tally->classes * sizeof *row);
+    row[winner] += (int32_t)pixels;
 }
 
 /* Neighbours mostly agree, so pixels are counted by runs: no chain of increments of the same number. */
@@ -118,50 +122,54 @@ static void count_row(Tally *tally, const int16_t *label, const uint8_t *valid, 
     add(tally, truth, won, n - start);
 }
 
-/* Logits are [probes][h][w][classes]; pixels of row y lie in the cell i with row_start[i] <= y < row_start[i + 1], at
- * row_t[y] of the way from grid row i to the next; columns alike, with PADDING readable floats behind column_t.
- * `prediction` [probes][height][width] gets the classes of the pixels inside the cells, or is NULL; `counts`
- * [probes][classes][3] and `confusion` [probes][classes][classes] are added to, or are NULL (confusion needs counts).
- * Returns -1; or the number of the first probe with a logit beyond `limit`, or -2 where there is no memory: then
- * nothing was written.
+/* Other threads may add to the same numbers. */
+static void add_pairs(const Tally *tally, int64_t *confusion) {
+    for (int64_t truth = 0; truth < tally->classes; truth++)
+        for (int64_t k = truth * tally->classes; tally->begun[truth] && k < (truth + 1) * tally->classes; k++)
+            if (tally->pairs[k]) __atomic_fetch_add(confusion + k, tally->pairs[k], __ATOMIC_RELAXED);
+}
+
+/* Logits are [h][w][classes]; pixels of row y lie in the cell i with row_start[i] <= y < row_start[i + 1], at row_t[y]
+ * of the way from grid row i to the next; columns alike, with PADDING readable floats behind column_t. `prediction`
+ * [height][width] gets the classes of the pixels inside the cells, or is NULL; `counts` [classes][3] and `confusion`
+ * [classes][classes] are added to, or are NULL (confusion needs counts, and may be shared by threads). Returns 0; or 1
+ * for a logit beyond `limit`, or -2 where there is no memory: then nothing was written.
  */
 int64_t EXPORT(segbench_evaluate)(
-    const float *logits, int64_t probes, int64_t h, int64_t w, int64_t classes, float limit, /* */
-    const int32_t *row_start, const float *row_t, const int32_t *column_start, const float *column_t, int64_t height,
-    int64_t width, const int16_t *labels, const uint8_t *valid, int16_t *prediction, int64_t *counts,
-    int64_t *confusion) {
+    const float *logits, int64_t h, int64_t w, int64_t classes, float limit, const int32_t *row_start,
+    const float *row_t, const int32_t *column_start, const float *column_t, int64_t height, int64_t width,
+    const int16_t *labels, const uint8_t *valid, int16_t *prediction, int64_t *counts, int64_t *confusion) {
     int64_t room = (classes + LANES) & -(int64_t)LANES, cells_down = h > 1 ? h - 1 : 1, cells_across = w > 1 ? w - 1 : 1;
-    for (int64_t probe = 0; probe < probes; probe++)
-        if (unbounded(logits + probe * h * w * classes, h * w * classes, limit)) return probe;
-    float *space = malloc((size_t)(room * 8 + width + PADDING) * sizeof(float));
-    if (!space) return -2;
+    if (unbounded(logits, h * w * classes, limit)) return 1;
+    float *space = malloc((size_t)(room * 9 + width + PADDING) * sizeof(float));
+    Tally tally = {.classes = classes, .counts = counts};
+    if (confusion) tally.pairs = malloc((size_t)(classes * classes) * sizeof *tally.pairs);
+    if (!space || (confusion && !tally.pairs)) {
+        free(space), free(tally.pairs);
+        return -2;
+    }
     Classes some = {.keep = (uint8_t *)space, .label = (int32_t *)(space + room)};
     for (int i = 0; i < 4; i++) some.corner[i] = space + (2 + i) * room;
     some.left = space + 6 * room, some.slope = space + 7 * room;
-    int32_t *winner = (int32_t *)(space + 8 * room);
-    for (int64_t probe = 0; probe < probes; probe++) {
-        const float *grid = logits + probe * h * w * classes;
-        Tally tally = {.classes = classes};
-        if (counts) tally.counts = counts + probe * classes * 3;
-        if (confusion) tally.confusion = confusion + probe * classes * classes;
-        for (int64_t i = 0; i < cells_down; i++)
-            for (int64_t j = 0; j < cells_across; j++) {
-                int64_t top = row_start[i], bottom = row_start[i + 1], x = column_start[j], n = column_start[j + 1] - x;
-                if (top >= bottom || n <= 0) continue;
-                int64_t down = i + 1 < h ? w * classes : 0, right = j + 1 < w ? classes : 0;
-                const float *corner = grid + (i * w + j) * classes;
-                const float *corners[4] = {corner, corner + right, corner + down, corner + down + right};
-                select_classes(&some, corners, classes);
-                if (some.count > 2 && some.count < (bottom - top) * n) drop_dominated(&some); /* else it costs more */
-                for (int64_t y = top; y < bottom; y++) {
-                    if (some.count > 1 || y == top) row_winners(&some, row_t[y], column_t + x, n, winner);
-                    if (counts) count_row(&tally, labels + y * width + x, valid + y * width + x, winner, n);
-                    if (prediction)
-                        for (int64_t p = 0; p < n; p++)
-                            prediction[(probe * height + y) * width + x + p] = (int16_t)winner[p];
-                }
+    tally.begun = memset(space + 8 * room, 0, (size_t)classes);
+    int32_t *winner = (int32_t *)(space + 9 * room);
+    for (int64_t i = 0; i < cells_down; i++)
+        for (int64_t j = 0; j < cells_across; j++) {
+            int64_t top = row_start[i], bottom = row_start[i + 1], x = column_start[j], n = column_start[j + 1] - x;
+            if (top >= bottom || n <= 0) continue;
+            int64_t down = i + 1 < h ? w * classes : 0, right = j + 1 < w ? classes : 0;
+            const float *corner = logits + (i * w + j) * classes;
+            const float *corners[4] = {corner, corner + right, corner + down, corner + down + right};
+            select_classes(&some, corners, classes);
+            if (some.count > 2 && some.count < (bottom - top) * n) drop_dominated(&some); /* else it costs more */
+            for (int64_t y = top; y < bottom; y++) {
+                if (some.count > 1 || y == top) row_winners(&some, row_t[y], column_t + x, n, winner);
+                if (counts) count_row(&tally, labels + y * width + x, valid + y * width + x, winner, n);
+                if (prediction)
+                    for (int64_t p = 0; p < n; p++) prediction[y * width + x + p] = (int16_t)winner[p];
             }
-    }
-    free(space);
-    return -1;
+        }
+    if (confusion) add_pairs(&tally, confusion);
+    free(space), free(tally.pairs);
+    return 0;
 }

@@ -1,6 +1,6 @@
 """Up-sampled argmax and counts in plain PyTorch, a few image rows at a time: on any device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int16, Int64
@@ -24,22 +24,23 @@ def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Int16[Te
 
 @torch.no_grad()
 def upsampled_counts(
-    logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None = None
-) -> Int64[Tensor, "l k 3"]:
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None = None
+) -> Int64[Tensor, "l b k 3"]:
     """Pixels per class as (hit, truth, predicted) over the valid pixels; pairs (truth, predicted) go to `confusion`."""
-    classes = logits.shape[2]
-    truth = target.labels[target.valid].long() * classes
-    rows = []
-    for probe, predicted in enumerate(upsampled_argmax(logits, target)):
-        pairs = torch.bincount(truth + predicted[target.valid], minlength=classes**2)[: classes**2]
-        pairs = pairs.view(classes, classes)
-        rows.append(torch.stack([pairs.diag(), pairs.sum(1), pairs.sum(0)], -1))
-        if confusion is not None:
-            confusion[probe] += pairs
-    return torch.stack(rows)
+    sites, images, _, classes = logits.shape
+    counts = torch.empty(sites, images, classes, 3, dtype=torch.int64, device=logits.device)
+    for image, target in enumerate(targets):
+        truth = target.labels[target.valid].long() * classes
+        for probe, predicted in enumerate(upsampled_argmax(logits[:, image], target)):
+            pairs = torch.bincount(truth + predicted[target.valid], minlength=classes**2)[: classes**2]
+            pairs = pairs.view(classes, classes)
+            counts[probe, image] = torch.stack([pairs.diag(), pairs.sum(1), pairs.sum(0)], -1)
+            if confusion is not None:
+                confusion[probe] += pairs
+    return counts
 
 
-def unbounded(logits: Float[Tensor, "l t k"], row: int) -> CellError:
+def unbounded(logits: Float[Tensor, "l *n"], row: int) -> CellError:
     """What to raise for a probe whose logits have no argmax."""
     largest = logits[row].abs().max().item()
     return CellError(f"the largest logit of probe {row} is {largest:.3g}; it diverged, try a smaller protocol.lr")

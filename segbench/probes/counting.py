@@ -1,6 +1,6 @@
 """What a bank of probes says of images at original resolution, and its pixels counted against the truth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +26,9 @@ def evaluate(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Counte
     sites, classes, device = len(bank.sites), bank.classes, bank.means[0].device
     confusion = torch.zeros(sites, classes, classes, dtype=torch.int64, device=device)
     images = []
-    for logits, target in _logits(bank, source, indices):
-        images.append(upsampled_counts(logits, target, confusion).int())
-    counted = Counted(torch.stack(images, 1).cpu().numpy(), confusion.cpu().numpy())
+    for logits, targets in _logits(bank, source, indices):
+        images.append(upsampled_counts(logits, targets, confusion).int())
+    counted = Counted(torch.cat(images, 1).cpu().numpy(), confusion.cpu().numpy())
     assert (counted.confusion.sum(2) == counted.images[..., 1].sum(1)).all()
     assert (counted.confusion.sum(1) == counted.images[..., 2].sum(1)).all()
     return counted
@@ -43,15 +43,16 @@ def predictions(
     bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[Integer[Tensor, "l H W"], Target]]:
     """Predicted class of every pixel at original resolution, for each site and image in turn."""
-    for logits, target in _logits(bank, source, indices):
-        yield upsampled_argmax(logits, target), target
+    for logits, targets in _logits(bank, source, indices):
+        for row, target in enumerate(targets):
+            yield upsampled_argmax(logits[:, row], target), target
 
 
 @torch.no_grad()
 def _logits(
     bank: ProbeBank, source: FeatureSource, indices: Indices
-) -> Iterator[tuple[Float[Tensor, "l t k"], Target]]:
-    """Logits on the patch grid, image by image; Diverged where they have no argmax."""
+) -> Iterator[tuple[Float[Tensor, "l b t k"], Sequence[Target]]]:
+    """Logits on the patch grid, batch by batch; Diverged where they have no argmax."""
     for features, targets in source.read(indices):
         logits = bank(features)
         for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
@@ -61,5 +62,4 @@ def _logits(
                     f"the probe at {site} diverged: its largest logit is {largest:.3g}; "
                     "try a smaller protocol.lr or protocol.norm: standardize",
                 )
-        for row, target in enumerate(targets):
-            yield logits[:, row], target
+        yield logits, targets

@@ -85,8 +85,7 @@ class Trainer:
         self.optimiser.zero_grad()
         for features, targets in self.source.read(chosen):
             logits = self.bank(features)
-            losses = [upsampled_cross_entropy(logits[:, row], target) for row, target in enumerate(targets)]
-            loss = torch.stack(losses).sum(0)
+            loss = upsampled_cross_entropy(logits, targets).sum(1)
             self._refuse_divergence(loss, logits)
             loss.sum().backward()
             pixels += sum(target.pixels for target in targets)

@@ -38,7 +38,7 @@ def test_every_pixel_is_float64s_argmax_or_a_near_tie_and_is_counted_once(
     target = Target.of(grid_map, mask)
     winners = target_kernels.argmax(logits, target).numpy().astype(np.int64)
     pairs = torch.ones(2, classes, classes, dtype=torch.int64)
-    counts = target_kernels.counts(logits, target, pairs).numpy()
+    counts = target_kernels.counts(logits[:, None], [target], pairs)[:, 0].numpy()
     truth = seen_truth(mask, grid_map)
     for row in range(2):
         pixels = full(logits[row], grid_map)
@@ -54,8 +54,8 @@ def test_it_counts_as_the_plain_making_does(target_kernels):
     mask, logits = scene(grid_map, 150, seed=0, probes=3)
     target = Target.of(grid_map, mask)
     ours, theirs = torch.zeros(2, 3, 150, 150, dtype=torch.int64)
-    compiled_counts = target_kernels.counts(logits, target, ours)
-    plain_counts = plain.upsampled_counts(logits, target, theirs)
+    compiled_counts = target_kernels.counts(logits[:, None], [target], ours)
+    plain_counts = plain.upsampled_counts(logits[:, None], [target], theirs)
     assert (compiled_counts - plain_counts).abs().sum() <= 8  # near ties among 3 x 19,320 pixels
     assert (ours - theirs).abs().sum() <= 8
     assert len(theirs[0].nonzero()) > 1000
@@ -80,7 +80,7 @@ def test_logits_without_an_argmax_are_refused_by_the_probes_number(library, maki
     logits[2, 7, 1] = bad
     count = plain.upsampled_counts if making == "plain" else compiled.load(library).counts
     with pytest.raises(CellError, match=r"the largest logit of probe 2 is (nan|inf|2e\+37)"):
-        count(logits, Target.of(grid_map, mask), None)
+        count(logits[:, None], [Target.of(grid_map, mask)], None)
 
 
 def test_many_threads_at_once_count_as_one_does(library):
@@ -91,7 +91,8 @@ def test_many_threads_at_once_count_as_one_does(library):
 
     def work(number):
         pairs = torch.zeros(5, 60, 60, dtype=torch.int64)
-        return fast.counts(logits.roll(number, 0), target, pairs).roll(-number, 0), pairs.roll(-number, 0)
+        counts = fast.counts(logits.roll(number, 0)[:, None], [target], pairs)
+        return counts.roll(-number, 0), pairs.roll(-number, 0)
 
     alone, threads = work(0), torch.get_num_threads()
     try:
@@ -112,10 +113,10 @@ def test_a_label_beyond_the_classes_is_told_and_writes_nowhere(library, monkeypa
     for kernel in (compiled.load(library), None):
         monkeypatch.setattr(compiled, "making", lambda kernel=kernel: compiled.Making("", kernel))
         with pytest.raises(CellError, match=r"of 1850 labelled pixels were counted; .* beyond the probe's 3"):
-            kernels.upsampled_counts(logits, wrong)
-        assert kernels.upsampled_counts(logits, target)[..., 1].sum() == 2 * 1850
-    counts = compiled.load(library).counts(logits, wrong, None)
-    assert (counts[..., 1:].sum(1) == kept).all()  # class 3 of the first probe would be class 0 of the second
+            kernels.upsampled_counts(logits[:, None], [wrong])
+        assert kernels.upsampled_counts(logits[:, None], [target])[..., 1].sum() == 2 * 1850
+    counts = compiled.load(library).counts(logits[:, None], [wrong], None)
+    assert (counts[..., 1:].sum(2) == kept).all()  # class 3 of the first probe would be class 0 of the second
 
 
 def test_what_cannot_be_used_says_why_and_the_plain_making_stands_in(library, tmp_path, monkeypatch, caplog):

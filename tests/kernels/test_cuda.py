@@ -65,8 +65,8 @@ def exact(logits, target):
 
 
 def fused(logits, target):
-    loss, gradient = cuda.loss_and_gradient(logits, target)
-    return loss.cpu(), gradient.cpu()
+    loss, gradient = cuda.losses_and_gradients(logits[:, None], [target])
+    return loss[:, 0].cpu(), gradient[:, 0].cpu()
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_a_logit_without_bounds_spoils_the_loss_of_its_probe_alone(triton, bad):
 def test_a_ground_truth_beyond_the_probes_classes_is_refused(triton):
     target, logits = scene(PAD, 4)
     with pytest.raises(CellError, match=r"the ground truth holds class 3, beyond the probe's 3"):
-        cuda.loss_and_gradient(logits[..., :3], target)
-    counts = cuda.upsampled_counts(logits[..., :3], target)
-    assert (counts[..., 1:].sum(1) == target.pixels - (target.valid & (target.labels == 3)).sum()).all()
+        fused(logits[..., :3], target)
+    counts = cuda.upsampled_counts(logits[:, None, :, :3], [target])
+    assert (counts[..., 1:].sum(2) == target.pixels - (target.valid & (target.labels == 3)).sum()).all()
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,11 @@ def test_argmax_and_counts_are_the_plain_ones_but_for_near_ties(triton, grid_map
     off = cuda.upsampled_argmax(logits, target) != plain.upsampled_argmax(logits, target)
     assert off.sum() <= 1
     ours, theirs = torch.zeros(2, 2, classes, classes, dtype=torch.int64, device=DEVICE)
-    counts, right = cuda.upsampled_counts(logits, target, ours), plain.upsampled_counts(logits, target, theirs)
+    counts = cuda.upsampled_counts(logits[:, None], [target], ours)
+    right = plain.upsampled_counts(logits[:, None], [target], theirs)
     assert (counts - right).abs().sum() <= 4 * off.sum()
     assert (ours - theirs).abs().sum() <= 4 * off.sum()
-    assert (counts[..., 1:].sum(1) == target.pixels).all()
+    assert (counts[..., 1:].sum(2) == target.pixels).all()
 
 
 def test_the_first_of_equal_classes_wins(triton):
@@ -180,19 +181,20 @@ def test_logits_without_an_argmax_are_refused_by_the_probes_number(triton, bad):
     target, logits = scene(PAD, 3, probes=4)
     logits[2, 7, 1] = bad
     with pytest.raises(CellError, match=r"the largest logit of probe 2 is (nan|inf|2e\+37)"):
-        cuda.upsampled_counts(logits, target)
+        cuda.upsampled_counts(logits[:, None], [target])
 
 
 def test_the_interface_trains_and_counts_by_them(triton, monkeypatch):
     target, logits = scene(CROP, 3)
     monkeypatch.setattr(kernels, "_making", lambda device: cuda.Making("Triton", cuda.Kernels()))
     leaf = logits.clone().requires_grad_()
-    (kernels.upsampled_cross_entropy(leaf, target) * torch.tensor([2.0, -1.0], device=DEVICE)).sum().backward()
+    losses = kernels.upsampled_cross_entropy(leaf[:, None], [target])[:, 0]
+    (losses * torch.tensor([2.0, -1.0], device=DEVICE)).sum().backward()
     _, slope = exact(logits, target)
     slope[0] *= 2
     slope[1] *= -1
     assert (leaf.grad.cpu() - slope).norm() < 1e-5 * slope.norm()
-    assert kernels.upsampled_counts(logits, target)[..., 1].sum() == 2 * target.pixels
+    assert kernels.upsampled_counts(logits[:, None], [target])[..., 1].sum() == 2 * target.pixels
     assert kernels.upsampled_argmax(logits, target).dtype == torch.uint8
 
 
@@ -205,7 +207,7 @@ def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(
     right = cuda.upsampled_counts
 
     def wrong(*arguments):
-        return right(*arguments).roll(1, 1)
+        return right(*arguments).roll(1, 2)
 
     def missing(*_):
         raise RuntimeError("Failed to find C compiler.")

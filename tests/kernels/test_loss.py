@@ -20,13 +20,21 @@ from segbench.types import IGNORE, GridMap
 
 @pytest.fixture(scope="module", params=["plain", *build.TARGETS])
 def loss(request):
-    """`loss_and_gradient` of one making; compiled ones only where they can be."""
+    """Loss and gradient of one image by one making; compiled ones only where they can be."""
     if request.param == "plain":
         return progression.loss_and_gradient
     try:
-        return compiled.load(request.getfixturevalue("library"), request.param).loss_and_gradient
+        return one_image(compiled.load(request.getfixturevalue("library"), request.param))
     except compiled.NotCompiled:
         pytest.skip(f"this machine cannot run {request.param}")
+
+
+def one_image(making):
+    def loss(logits, target):
+        totals, gradients = making.losses_and_gradients(logits[:, None], [target])
+        return totals[:, 0], gradients[:, 0]
+
+    return loss
 
 
 def naive(logits, grid_map, mask, dtype=torch.float64):
@@ -192,9 +200,9 @@ def test_through_autograd_the_gradient_is_the_makings_times_what_comes_back(libr
     target = Target.of(grid_map, mask)
     for kernel in (compiled.load(library), None):
         monkeypatch.setattr(compiled, "making", lambda kernel=kernel: compiled.Making("", kernel))
-        walk = progression.loss_and_gradient if kernel is None else kernel.loss_and_gradient
+        walk = progression.loss_and_gradient if kernel is None else one_image(kernel)
         leaf = logits.clone().requires_grad_()
-        totals = kernels.upsampled_cross_entropy(leaf, target)
+        totals = kernels.upsampled_cross_entropy(leaf[:, None], [target])[:, 0]
         (totals * torch.tensor([2.0, -0.5])).sum().backward()
         expected, gradient = walk(logits, target)
         torch.testing.assert_close(totals, expected.float())
@@ -252,17 +260,17 @@ def test_the_plan_is_made_once_for_a_ground_truth(library, monkeypatch):
     grid_map = GridMap.squash((5, 4), (37, 50))
     mask, logits = scene(grid_map, 4, seed=0)
     target = Target.of(grid_map, mask)
-    first = fast.loss_and_gradient(logits, target)[0]
+    first = one_image(fast)(logits, target)[0]
     monkeypatch.setattr(fast, "plan", None)
-    assert torch.equal(fast.loss_and_gradient(logits, target)[0], first)
+    assert torch.equal(one_image(fast)(logits, target)[0], first)
 
 
 def test_the_compiled_loss_is_many_times_faster_than_full_resolution_logits(library):
-    fast = compiled.load(library)
+    fast = one_image(compiled.load(library))
     grid_map = GridMap.squash((24, 24), (256, 341))
     mask, logits = scene(grid_map, 150, seed=0, probes=1)
     target = Target.of(grid_map, mask)
-    fast.loss_and_gradient(logits, target)
+    fast(logits, target)
 
     def seconds(work):
         start = time.thread_time()
@@ -272,5 +280,5 @@ def test_the_compiled_loss_is_many_times_faster_than_full_resolution_logits(libr
     def full():
         return interpolated(logits[0], grid_map, mask, torch.float32)
 
-    pairs = [(seconds(full), seconds(lambda: fast.loss_and_gradient(logits, target))) for _ in range(3)]
+    pairs = [(seconds(full), seconds(lambda: fast(logits, target))) for _ in range(3)]
     assert min(a for a, _ in pairs) > 15 * min(b for _, b in pairs)  # about 150 and more where it was measured

@@ -47,7 +47,7 @@ def test_unseen_and_ignored_pixels_count_nowhere():
     hidden[:2], hidden[14:], hidden[:, :3] = IGNORE, IGNORE, IGNORE
     assert target.pixels == (hidden != IGNORE).sum()
     predicted = upsampled_argmax(logits.float(), target)
-    ours = upsampled_counts(logits.float(), target).numpy()
+    ours = upsampled_counts(logits.float()[:, None], [target])[:, 0].numpy()
     for row in range(2):
         np.testing.assert_array_equal(ours[row], counts(predicted[row].numpy(), hidden, 5))
 
