@@ -1,15 +1,16 @@
 """The bank of linear probes: one Linear(d, k) per site, all trained together on the same features (paper A.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from segbench.adapters.base import Features
 from segbench.errors import CellError
 from segbench.features import FeatureSource, Indices
+from segbench.kernels.linear import linear
 from segbench.types import Site
 
 Arrays = dict[str, np.ndarray]
@@ -27,7 +28,7 @@ class ProbeBank(nn.Module):
     """Linear probes by site: logits on the patch grid from features [b, t, d].
 
     `mean` and `deviation` standardise the features of a site (zeros and ones when the protocol says `norm: none`);
-    `export` folds them into weight and bias, so that a saved probe is a plain linear map.
+    they are folded into weight and bias, so that a probe at work, and a saved one, is a plain linear map.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class ProbeBank(nn.Module):
         self.means = nn.ParameterList(nn.Parameter(torch.zeros(d), requires_grad=False) for d in widths.values())
         self.deviations = nn.ParameterList(nn.Parameter(torch.ones(d), requires_grad=False) for d in widths.values())
         draw = torch.Generator().manual_seed(seed)
-        for linear in self._linears():
-            bound = 0.0 if init == "zeros" else linear.in_features**-0.5  # nn.Linear's own bound
-            for parameter in linear.parameters():
+        for probe in self._linears():
+            bound = 0.0 if init == "zeros" else probe.in_features**-0.5  # nn.Linear's own bound
+            for parameter in probe.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=draw)
 
     @torch.no_grad()
@@ -60,8 +61,11 @@ class ProbeBank(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "l b t k"]:
         """Logits of every site, in the order of `sites`."""
-        rows = zip(self.sites, self.linears, self.means, self.deviations, strict=True)
-        return torch.stack([linear((features[site].float() - mean) / dev) for site, linear, mean, dev in rows])
+        logits = []
+        for (weight, bias), site in zip(self._folded(), self.sites, strict=True):
+            tokens = features[site]
+            logits.append(linear(tokens.flatten(0, 1), weight, bias).unflatten(0, tokens.shape[:2]))
+        return torch.stack(logits)
 
     @torch.no_grad()
     def patches(self, features: Features) -> Int[Tensor, "l b t"]:
@@ -89,21 +93,29 @@ class ProbeBank(nn.Module):
     def export(self) -> Arrays:
         """`<site>.weight` [k, d] and `<site>.bias` [k], the standardisation folded in."""
         arrays = {}
-        for site, linear, mean, deviation in zip(self.sites, self._linears(), self.means, self.deviations, strict=True):
-            weight = linear.weight / deviation
-            bias = linear.bias if linear.bias is not None else torch.zeros(self.classes, device=weight.device)
-            arrays[f"{site}.weight"] = weight.float().cpu().numpy()
-            arrays[f"{site}.bias"] = (bias - weight @ mean).float().cpu().numpy()
+        for site, (weight, bias) in zip(self.sites, self._folded(), strict=True):
+            arrays[f"{site}.weight"] = weight.cpu().numpy()
+            arrays[f"{site}.bias"] = bias.cpu().numpy()
         return arrays
 
     @classmethod
     def load(cls, arrays: Mapping[str, np.ndarray], sites: Sequence[Site], device: torch.device | str) -> "ProbeBank":
         """The bank that `export` wrote."""
         bank = cls({site: arrays[f"{site}.weight"].shape[1] for site in sites}, len(arrays[f"{sites[0]}.bias"]))
-        for site, linear in zip(sites, bank._linears(), strict=True):
-            linear.weight.data = torch.from_numpy(arrays[f"{site}.weight"].copy())
-            linear.bias.data = torch.from_numpy(arrays[f"{site}.bias"].copy())
+        for site, probe in zip(sites, bank._linears(), strict=True):
+            probe.weight.data = torch.from_numpy(arrays[f"{site}.weight"].copy())
+            probe.bias.data = torch.from_numpy(arrays[f"{site}.bias"].copy())
         return bank.to(device)
+
+    def _folded(self) -> Iterator[tuple[Float32[Tensor, "k d"], Float32[Tensor, " k"]]]:
+        """Weight and bias of every probe for features as they are; the trained ones get their gradient through these.
+
+        Features in half precision stay in it, and no feature is standardised twice.
+        """
+        for probe, mean, deviation in zip(self._linears(), self.means, self.deviations, strict=True):
+            weight = probe.weight / deviation
+            shift = weight @ mean
+            yield weight, -shift if probe.bias is None else probe.bias - shift
 
     def _linears(self) -> list[nn.Linear]:
         return list(self.linears)  # type: ignore[arg-type]
