@@ -26,7 +26,7 @@ class Shuffled(FeatureSource):
 
     def __init__(self, source: FeatureSource, seed: int) -> None:
         self.source, self.dataset = source, source.dataset
-        self.sites, self.batch_size = source.sites, source.batch_size
+        self.sites, self.batch_size, self.team = source.sites, source.batch_size, source.team
         count = len(source.dataset)
         if count < 2:
             raise CellError("shuffled: one training image has no other to take labels from")
@@ -34,9 +34,12 @@ class Shuffled(FeatureSource):
         self.partner = np.empty(count, np.int64)
         self.partner[order] = np.roll(order, 1)  # one cycle through all: no image keeps its own labels
 
+    def shares(self, indices: Indices) -> list[list[int]]:
+        return self.source.shares(self._partners(indices))
+
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         wanted = iter(indices)
-        for features, own in self.source.read([int(self.partner[int(index)]) for index in indices]):
+        for features, own in self.source.read(self._partners(indices)):
             targets = [self.source.target(int(next(wanted))) for _ in own]
             for one, other in zip(own, targets, strict=True):
                 if one.grid_map.grid != other.grid_map.grid:
@@ -48,14 +51,21 @@ class Shuffled(FeatureSource):
     def target(self, index: int) -> Target:
         return self.source.target(index)
 
+    def _partners(self, indices: Indices) -> list[int]:
+        """The images whose features stand in for those of these."""
+        return [int(self.partner[int(index)]) for index in indices]
+
 
 class Position(FeatureSource):
     """One feature per place on the grid, 1 where the patch is and 0 elsewhere; the images are not looked at."""
 
     def __init__(self, source: FeatureSource, grid: tuple[int, int], device: torch.device) -> None:
         self.source, self.dataset, self.batch_size = source, source.dataset, source.batch_size
-        self.sites = (PLACE,)
+        self.sites, self.team = (PLACE,), source.team
         self._places = torch.eye(grid[0] * grid[1], device=device)
+
+    def shares(self, indices: Indices) -> list[list[int]]:
+        return self.source.shares(indices)  # its targets are at hand where its features are
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):

@@ -7,6 +7,7 @@
   x ModelError      a checkpoint does not fit its adapter, or an attention self-test failed
   x StoreError      a stored file does not match its checksum
   x CellError       a measurement could not be finished (a probe diverged, nothing to count)
+  x CellError / PartnerFailed  another process of the same run could not finish it
   x NotComparable   two measurements were not made on the same images in the same way
 """
 
@@ -39,9 +40,17 @@ class CellError(SegbenchError):
     """A measurement could not be finished."""
 
 
+class PartnerFailed(CellError):
+    """Another process of the same run gave the cell up; the message is its own."""
+
+
 class NotComparable(SegbenchError):
     """Two measurements were not made on the same images in the same way."""
 
 
 class Stopped(BaseException):
     """A signal asks for a clean stop. No error: nothing but the command line may catch it."""
+
+
+class Lost(Stopped):
+    """Another process of the same run is gone, and this one cannot go on without it; the message says so."""

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from segbench.runner import Item, Outcome
+from segbench.planning import Item
+from segbench.runner import Outcome
 
 EVERY = 30.0  # seconds between plain lines
 
@@ -122,11 +123,14 @@ class Live:
         self._console.print(line, soft_wrap=True)
 
 
-def watcher(cells: int) -> AbstractContextManager[Lines | Live]:
-    """The display that suits standard error."""
-    if sys.stderr.isatty():
+def watcher(cells: int, process: int | None = None, silent: bool = False) -> AbstractContextManager[Lines | Live]:
+    """The display that suits standard error, which several processes share line by line."""
+    if silent:
+        return Lines(cells, lambda line: None)
+    if process is None and sys.stderr.isatty():
         return Live(cells, Console(stderr=True))
-    return Lines(cells, lambda line: print(line, file=sys.stderr, flush=True))
+    before = "" if process is None else f"process {process} "
+    return Lines(cells, lambda line: print(f"{before}{line}", file=sys.stderr, flush=True))
 
 
 def name(item: Item) -> str:

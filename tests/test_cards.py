@@ -14,7 +14,7 @@ from segbench import registry
 from segbench.adapters import base, weights
 from segbench.cli import app
 from segbench.library import Library, data_folder
-from segbench.runner import _revision
+from segbench.planning import _revision
 
 FAMILIES = {
     "llava_onevision": "llava_onevision",

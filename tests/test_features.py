@@ -55,7 +55,7 @@ COSTS = Costs({SITES[0]: 100, SITES[1]: 300}, 320, 50, forward=1.0, encode=0.25,
 
 
 def free(monkeypatch, memory, disk=10**9):
-    monkeypatch.setattr(policy, "room", lambda device, folder: Room({"host": memory}, disk))
+    monkeypatch.setattr(policy, "room", lambda device, folder, shared_by: Room({"host": memory}, disk))
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_sweep_that_was_killed_goes_on_from_the_files_of_its_layer(adapter, da
 
 def test_a_damaged_file_is_set_aside_and_made_anew(adapter, dataset, tmp_path, caplog):
     sites = tuple(Site("llm", layer) for layer in (1, 2))
-    plan = features.choose(work(adapter, dataset, tmp_path, sites=sites), "disk")
+    plan = features.choose(work(adapter, dataset, tmp_path / "features", sites=sites), "disk")
     for stage in plan.stages((), lambda images: None):
         if stage.sites == sites[1:]:
             break
-    (file,) = tmp_path.glob("train-llm.2.raw")
+    (file,) = tmp_path.glob("features/train-llm.2.raw")
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    again = features.choose(work(adapter, dataset, tmp_path, sites=sites[1:]), "disk")
+    again = features.choose(work(adapter, dataset, tmp_path / "features", sites=sites[1:]), "disk")
     assert read_all(again, dataset, adapter) == sites[1:]
     told = "it is set aside as train-llm.2.raw.damaged; it is made anew"
     assert f"train-llm.2.raw does not match its checksum; {told}" in caplog.text

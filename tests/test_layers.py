@@ -13,19 +13,18 @@ import segbench
 PACKAGE = Path(segbench.__file__).parent
 LAYERS = (  # from the faces down; a module imports from its own layer and from those below
     ("cli", "__main__"),
-    ("runner", "progress", "doctor", "leaderboard", "plots", "training", "convert"),
+    ("distributed", "runner", "planning", "progress", "doctor", "leaderboard", "plots", "training", "convert"),
     ("kinds",),
     ("probes", "controls"),
-    ("features", "store"),
+    ("features", "store", "shared_store"),
     ("adapters",),
     ("kernels",),
     ("attention", "metrics", "data", "images", "geometry", "stats"),
-    ("specs", "library", "registry", "strict_yaml", "records", "types", "files", "errors"),
+    ("specs", "library", "registry", "strict_yaml", "records", "team", "types", "files", "errors"),
 )
 LIGHT = ("errors", "types", "records", "registry", "strict_yaml", "specs", "library", "images", "geometry", "stats")
-LIGHT += ("files",)
-LIGHT += ("store", "cli", "runner", "progress", "doctor", "adapters.weights", "data", "metrics", "leaderboard", "plots")
-LIGHT += ("kinds",)
+LIGHT += ("files", "team", "store", "shared_store", "cli", "planning", "runner", "progress", "doctor")
+LIGHT += ("adapters.weights", "data", "metrics", "leaderboard", "plots", "kinds")
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

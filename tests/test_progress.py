@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from segbench import progress
-from segbench.runner import Item, Outcome
+from segbench.planning import Item
+from segbench.runner import Outcome
 from segbench.specs import ModelSpec, TaskSpec
 
 
@@ -72,6 +73,6 @@ def test_the_live_display_takes_names_for_text_and_ends_clean():
 def test_every_status_has_a_style():
     from typing import get_args
 
-    from segbench.runner import Status
+    from segbench.planning import Status
 
     assert set(progress.STYLES) == set(get_args(Status))

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from segbench import runner
+from segbench import planning, runner
 from segbench.errors import SpecError
 from segbench.library import Library
-from segbench.runner import Options
+from segbench.planning import Options
 from segbench.store import Store
 
 PLANNED = Options(device="cpu")
@@ -23,7 +23,7 @@ def plan(folder, output, tasks="all", options=PLANNED):
     library = Library([folder])
     chosen = library.tasks(tasks if tasks != "all" else ",".join(sorted(p.stem for p in folder.glob("tasks/*.yaml"))))
     return {
-        item.task.name: item for item in runner.plan(library, library.models("tiny"), chosen, Store(output), options)
+        item.task.name: item for item in planning.plan(library, library.models("tiny"), chosen, Store(output), options)
     }
 
 
@@ -123,7 +123,7 @@ def test_limit_and_seed_are_part_of_the_fingerprint_and_batch_size_is_not(lab):
 def test_every_seed_is_a_cell(lab):
     library = Library([lab])
     options = Options(device="cpu", seeds=(0, 1, 2))
-    items = runner.plan(library, library.models("tiny"), library.tasks("starvation"), Store(lab.parent), options)
+    items = planning.plan(library, library.models("tiny"), library.tasks("starvation"), Store(lab.parent), options)
     assert [(item.task.name, item.seed) for item in items] == [
         (t, s) for s in range(3) for t in ("probe", "starvation")
     ]
@@ -136,7 +136,7 @@ def test_a_task_says_how_often_it_is_measured_unless_the_user_does(lab, tmp_path
 
     def seeds(tasks, options):
         library = Library([lab])
-        items = runner.plan(library, library.models("tiny"), library.tasks(tasks), Store(tmp_path), options)
+        items = planning.plan(library, library.models("tiny"), library.tasks(tasks), Store(tmp_path), options)
         return [(item.task.name, item.seed) for item in items]
 
     assert seeds("often", PLANNED) == [("often", seed) for seed in range(3)]
@@ -200,7 +200,7 @@ def test_a_kind_or_a_data_set_that_breaks_fails_alone_with_its_trace(tiny_lab, t
     monkeypatch.syspath_prepend(tmp_path)
     library = Library([tiny_lab, tmp_path])
     chosen = library.tasks("bad-data,bad-kind,probe")
-    items = runner.plan(
+    items = planning.plan(
         library, library.models("tiny"), chosen, Store(tmp_path / "out"), Options(device="cpu", limit=2)
     )
     outcomes = {
@@ -272,7 +272,7 @@ def test_the_latest_of_several_fingerprints_counts_unless_another_was_just_asked
 
 
 def test_a_device_that_is_not_there_is_refused_by_name():
-    assert runner.device("cpu") == "cpu"
+    assert planning.device("cpu") == "cpu"
     for name in ("abacus", "cpu:x", "cuda:99"):
         with pytest.raises(SpecError, match=f"--device: '{name}' cannot be used here"):
-            runner.device(name)
+            planning.device(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tiny_models
 
-from segbench import runner
+from segbench import planning, runner
 from segbench.library import Library
 from segbench.store import Store
 
@@ -17,7 +17,7 @@ kind: probe
 data: {DATA}
 protocol: {{epochs: 4, batch: 4, lr: 3e-2}}
 """
-OPTIONS = runner.Options(batch_size=3, device="cpu")
+OPTIONS = planning.Options(batch_size=3, device="cpu")
 
 
 class Silent:
@@ -47,7 +47,7 @@ def lab(folder: Path, tasks: Mapping[str, str]) -> Path:
 def measure(folder: Path, tasks: str, output: Path, options=OPTIONS, watcher=None) -> dict[str, runner.Outcome]:
     """What becomes of every task of the lab, and of those it needs, by name."""
     library = Library([folder])
-    items = runner.plan(library, library.models("tiny"), library.tasks(tasks), Store(output), options)
+    items = planning.plan(library, library.models("tiny"), library.tasks(tasks), Store(output), options)
     return {outcome.item.task.name: outcome for outcome in runner.run(items, options, watcher or Silent())}
 
 

@@ -57,10 +57,10 @@ def check(
     if len(chosen) != 1:
         raise SpecError(f"{name!r} names {len(chosen)} models; one is checked at a time")
     sample = _sample(image) if image else None
-    from segbench import runner
+    from segbench import planning
     from segbench.adapters import report
 
-    found = report.examine(chosen[0], runner.device(device), sample, say)
+    found = report.examine(chosen[0], planning.device(device), sample, say)
     found = replace(found, model=replace(found.model, card=_card(specs, found.model.name)))
     print(as_json(found.data()) if json else _text(found))
     if figures and found.views:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segbench import registry
-from segbench.cli import board
+from segbench.cli import board, processes
 from segbench.cli.options import (
     RUNS,
     Data,
@@ -28,17 +28,22 @@ from segbench.cli.options import (
     overridden,
 )
 from segbench.cli.say import INCOMPLETE, INTERRUPTED, OK, as_columns, as_json, say
-from segbench.errors import SpecError, Stopped
+from segbench.errors import Lost, SpecError, Stopped
 
 if TYPE_CHECKING:
     from segbench.library import Library
-    from segbench.runner import Item, Options, Outcome
+    from segbench.planning import Item, Options
+    from segbench.runner import Outcome
     from segbench.store import Result
+    from segbench.team import Team
 
 DEMO_MODELS = "tiny-clip-causal,tiny-clip-bidir,tiny-clip-random"
 FINISHED = ("done", "ran")
 
 BatchSize = Annotated[int, typer.Option(min=1, help="images per forward; changes no number")]
+Share = Annotated[
+    processes.Share, typer.Option(help="what each process of a torchrun does: whole cells, or a part of the images")
+]
 Examples = Annotated[int, typer.Option(min=0, help="images whose predicted label maps are kept")]
 
 
@@ -58,16 +63,19 @@ def run(
     model_args: ModelArgs = None,
     figures: Figures = True,
     dry_run: DryRun = False,
+    share: Share = "auto",
     json: Json = False,
 ) -> None:
     """Measure models on tasks. What is finished is skipped; what was interrupted goes on."""
-    from segbench.runner import Options
+    from segbench.planning import Options
 
-    options = Options(limit, _seeds(seed), batch_size, examples, device)
+    options = Options(limit, _seeds(seed), batch_size, examples, processes.device(device))
     overrides = overridden(model_args, weights, preprocess)
     specs = library(include, data)
-    asked = _Asked(model, tasks, options, output, specs, overrides, weights is not None, figures, json)
-    raise typer.Exit(_dry_run(asked) if dry_run else _run(asked))
+    asked = _Asked(model, tasks, options, output, specs, overrides, weights is not None, figures, share, json)
+    with processes.team() as team:
+        code = _run(asked, team) if not dry_run else _dry_run(asked) if team.first else OK
+    raise typer.Exit(code)
 
 
 def demo(
@@ -96,11 +104,12 @@ class _Asked:
     overrides: Mapping[str, Any]
     one_model: bool  # --weights are one model's
     figures: bool
+    share: processes.Share
     json: bool
 
 
 def _plan(asked: _Asked) -> "tuple[Item, ...]":
-    from segbench import runner
+    from segbench import planning
     from segbench.specs import together
     from segbench.store import Store
 
@@ -112,23 +121,35 @@ def _plan(asked: _Asked) -> "tuple[Item, ...]":
         say(f"warning: {problem}")
     if asked.one_model and len(models) != 1:
         raise SpecError(f"--weights: one folder is one model's, but --model {asked.model!r} names {len(models)}")
-    return runner.plan(specs, models, tasks, Store(asked.output), asked.options)
+    return planning.plan(specs, models, tasks, Store(asked.output), asked.options)
 
 
-def _run(asked: _Asked) -> int:
+def _run(asked: _Asked, team: "Team") -> int:
     from segbench import progress, runner
 
-    items = _plan(asked)
-    outcomes: list[Outcome] = []
+    outcomes: Sequence[Outcome] = []
+    items: Sequence[Item] = ()
     stopped = None
     try:
-        with progress.watcher(len(items)) as watcher:
-            for outcome in runner.run(items, asked.options, watcher, sys.argv):
+        if not team.first:
+            team.meet()  # the first one has noted down the checksums of the data by then
+        items = _plan(asked)
+        if team.first:
+            team.meet()
+        mine, measuring = processes.shared(items, asked.share, team, asked.output)
+        with progress.watcher(len(mine), team.rank if team.size > 1 else None, not measuring.first) as watcher:
+            for outcome in runner.run(mine, asked.options, watcher, sys.argv, measuring):
                 outcomes.append(outcome)
+        outcomes = processes.gathered(items, outcomes, team, measuring)
     except KeyboardInterrupt:
         stopped = INTERRUPTED
+    except Lost as lost:
+        say(str(lost))
+        stopped = INCOMPLETE
     except Stopped:
         stopped = INCOMPLETE
+    if not team.first:
+        return stopped or OK
     _tell(items, outcomes, stopped is not None)
     finished = [outcome.result for outcome in outcomes if outcome.result]
     if asked.json:
@@ -170,12 +191,12 @@ def _dry_run(asked: _Asked) -> int:
 
 def _features(item: "Item", asked: _Asked) -> dict[str, list[str]]:
     """What every feature policy would take, of a kind that can tell it before a model is loaded."""
-    from segbench import runner
+    from segbench import planning
 
     kind = registry.module("kinds", item.task.kind)
     if "estimates" not in vars(kind):
         return {}
-    device = runner.device(asked.options.device)
+    device = planning.device(asked.options.device)
     return {"features": kind.estimates(item.task.params, item.model, item.images, asked.output, device)}
 
 

@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from segbench.features.source import Held, Streamed, checked
 from segbench.features.sweep import Stage, Sweep
 from segbench.files import free_bytes
 from segbench.kernels import Target
+from segbench.team import Team
 from segbench.types import Dataset, Site
 
 Policy = Literal["auto", "stream", "memory", "sweep", "disk", "groups"]
@@ -54,14 +55,26 @@ class Work:
     batch_size: int
     reads: int  # of an image's features, over all epochs
     folder: Path  # where files may lie
+    team: Team = field(default_factory=Team)
 
     @property
     def load(self) -> Load:
-        return Load(self.sites, len(self.train) + len(self.val), self.reads)
+        """What one process of the team reads, at most."""
+        images = max(len(a) + len(b) for a, b in zip(*map(self.team.parts, self._lengths), strict=True))
+        return Load(self.sites, images, -(-self.reads // self.team.size))
+
+    @property
+    def own(self) -> int:
+        """Images of both splits that this process reads once."""
+        return sum(len(self.team.part(length)) for length in self._lengths)
+
+    @property
+    def _lengths(self) -> tuple[int, int]:
+        return len(self.train), len(self.val)
 
     def streamed(self, sites: Sequence[Site]) -> tuple[Streamed, Streamed]:
         """Both splits, by forward passes."""
-        train, val = (Streamed(self.adapter, one, sites, self.batch_size) for one in (self.train, self.val))
+        train, val = (Streamed(self.adapter, one, sites, self.batch_size, self.team) for one in (self.train, self.val))
         return train, val
 
 
@@ -116,14 +129,15 @@ class Plan:
         rows: list[dict[Site, Rows]] = []
         targets = []
         for name, one in zip(("train", "val"), self.work.streamed(sites), strict=True):
-            count = len(one.dataset)
+            part = one.team.part(len(one.dataset))
+            count = len(part)
             found = {site: self._found(f"{name}-{site}", count) for site in sites}
             made = {site: self._file(f"{name}-{site}", count) for site in sites if found[site] is None}
             if made:
-                split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.batch_size)
+                split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.batch_size, self.work.team)
                 targets.append(_filled(split, made, progress))
             else:
-                targets.append([one.target(index) for index in range(count)])
+                targets.append([one.target(index) for index in part])
             rows.append({site: found[site] or made[site] for site in sites})
         for site in sites:
             train, val = (
@@ -142,10 +156,14 @@ class Plan:
 
 
 def choose(work: Work, policy: Policy) -> Plan:
-    """The policy that was asked for, or the quickest that fits, also in place of one that the model cannot have."""
-    costs = measured(work)
+    """The policy that was asked for, or the quickest that fits, also in place of one that the model cannot have.
+
+    All processes of a team choose by what the first one measured.
+    """
     stepper, refused = _stepper(work)
-    estimates = estimated(work.load, costs, room(work.adapter.device, work.folder), refused)
+    told = work.team.agree([measured(work).facts(), vars(room(work.adapter.device, work.folder, work.team.here))])
+    costs = Costs.of(told[0])
+    estimates = estimated(work.load, costs, Room(**told[1]), refused)
     able = [one for one in estimates if one.policy == policy and not one.refused]
     if able:
         chosen = next((one for one in able if one.fits), able[-1])
@@ -160,12 +178,13 @@ def choose(work: Work, policy: Policy) -> Plan:
     return Plan(work, costs, chosen, estimates, stepper)
 
 
-def room(device: torch.device | str, folder: Path) -> Room:
-    """What is free now."""
-    device = torch.device(device)
+def room(device: torch.device | str, folder: Path, shared_by: int = 1) -> Room:
+    """What is free now, for each of so many processes that share the host; every GPU has one."""
+    device, disk = torch.device(device), free_bytes(folder) // shared_by
+    host = host_memory() // shared_by
     if device.type == "cuda":
-        return Room({"device": torch.cuda.mem_get_info(device)[0], "host": host_memory()}, free_bytes(folder))
-    return Room({"host": host_memory()}, free_bytes(folder))
+        return Room({"device": torch.cuda.mem_get_info(device)[0], "host": host}, disk)
+    return Room({"host": host}, disk)
 
 
 def measured(work: Work) -> Costs:
@@ -200,9 +219,9 @@ def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> 
 
 
 def _filled(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> list[Target]:
-    """One forward pass over a split, whose features go into `rows`; the targets."""
+    """One forward pass over this process's part of a split, whose features go into `rows`; the targets."""
     found: list[Target] = []
-    for features, targets in streamed.read(range(len(streamed.dataset))):
+    for features, targets in streamed.read(streamed.team.part(len(streamed.dataset))):
         for site, one in rows.items():
             one.add(features[site])
         found += targets

@@ -13,6 +13,7 @@ from segbench import geometry
 from segbench.adapters.base import Adapter, Features
 from segbench.errors import DataError
 from segbench.kernels import Target
+from segbench.team import Team
 from segbench.types import IGNORE, Dataset, GridMap, Sample, Site
 
 Indices = Sequence[int] | Int[np.ndarray, " n"]
@@ -25,6 +26,7 @@ class FeatureSource(ABC):
     dataset: Dataset
     sites: tuple[Site, ...]
     batch_size: int  # images per forward pass and per micro-batch; no number depends on it
+    team: Team = Team()  # who reads together
 
     @abstractmethod
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
@@ -34,12 +36,23 @@ class FeatureSource(ABC):
     def target(self, index: int) -> Target:
         """The ground truth of one image, without its features."""
 
+    def shares(self, indices: Indices) -> list[list[int]]:
+        """For every process of the team, which of these images it reads: positions in `indices`, ascending."""
+        return [list(part) for part in self.team.parts(len(indices))]
+
+    def own(self, indices: Indices) -> list[int]:
+        """Those of the images that this process reads."""
+        return [int(indices[place]) for place in self.shares(indices)[self.team.rank]]
+
 
 class Streamed(FeatureSource):
     """Every read is a forward pass; nothing is kept."""
 
-    def __init__(self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int) -> None:
+    def __init__(
+        self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int, team: Team | None = None
+    ) -> None:
         self.adapter, self.dataset, self.sites, self.batch_size = adapter, dataset, tuple(sites), batch_size
+        self.team = team or Team()
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
@@ -58,24 +71,33 @@ class Streamed(FeatureSource):
 
 
 class Held(FeatureSource):
-    """The features of every image lie somewhere, and so do the targets; the model does not run."""
+    """Features and targets of the images that are this process's lie somewhere; the model does not run.
+
+    Rows and targets are those of `team.part` of the images, in their order.
+    """
 
     def __init__(self, streamed: Streamed, rows: Mapping[Site, Row], targets: Sequence[Target]) -> None:
-        self.dataset, self.batch_size = streamed.dataset, streamed.batch_size
+        self.dataset, self.batch_size, self.team = streamed.dataset, streamed.batch_size, streamed.team
         self.sites, self._rows, self._targets = tuple(rows), rows, targets
-        self._device = streamed.adapter.device
+        self._streamed, self._part = streamed, self.team.part(len(self.dataset))
+
+    def shares(self, indices: Indices) -> list[list[int]]:
+        parts = self.team.parts(len(self.dataset))
+        return [[place for place, index in enumerate(indices) if index in part] for part in parts]
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         for start in range(0, len(indices), self.batch_size):
-            chosen = [int(index) for index in indices[start : start + self.batch_size]]
+            chosen = [self._part.index(int(index)) for index in indices[start : start + self.batch_size]]
             for _, alike in itertools.groupby(chosen, lambda i: self._targets[i].grid_map.grid):
                 some = list(alike)
                 stacked = {site: torch.stack([row(i) for i in some]) for site, row in self._rows.items()}
-                there = {site: features.to(self._device) for site, features in stacked.items()}
+                there = {site: features.to(self._streamed.adapter.device) for site, features in stacked.items()}
                 yield there, [self._targets[i] for i in some]
 
     def target(self, index: int) -> Target:
-        return self._targets[index]
+        if index in self._part:
+            return self._targets[self._part.index(index)]
+        return self._streamed.target(index)
 
 
 class AtModel(FeatureSource):
@@ -83,7 +105,10 @@ class AtModel(FeatureSource):
 
     def __init__(self, source: FeatureSource, adapter: Adapter) -> None:
         self.source, self.adapter, self.dataset = source, adapter, source.dataset
-        self.sites, self.batch_size = source.sites, source.batch_size
+        self.sites, self.batch_size, self.team = source.sites, source.batch_size, source.team
+
+    def shares(self, indices: Indices) -> list[list[int]]:
+        return self.source.shares(indices)
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
         wanted = iter(indices)

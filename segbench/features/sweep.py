@@ -38,6 +38,11 @@ class _Split:
     targets: list[Target] = field(default_factory=list)
     rows: dict[Site, Rows] = field(default_factory=dict)  # what rests now
 
+    @property
+    def part(self) -> range:
+        """Which images of the split are this process's; everything here is of these, counted from the first one."""
+        return self.streamed.team.part(len(self.streamed.dataset))
+
     def held(self, site: Site, rests: Site) -> Held:
         """The features of a site, as one reads them from what rests under `rests`."""
         rows = self.rows[rests]
@@ -103,7 +108,7 @@ class Sweep:
             if any(site.layer == block - 1 and site.stream != "hidden" for site in sites):
                 continue
             here = Site("llm", block)
-            found = [self.found(f"{split.name}-{here}", len(split.streamed.dataset)) for split in self.splits]
+            found = [self.found(f"{split.name}-{here}", len(split.part)) for split in self.splits]
             if rested := [rows for rows in found if rows is not None]:
                 if len(rested) == len(found):
                     for split, rows in zip(self.splits, rested, strict=True):
@@ -115,11 +120,11 @@ class Sweep:
 
     def _encode(self, split: _Split, encoder: bool, start: int) -> None:
         """Everything before the first block, for every image; its states only where the sweep starts there."""
-        dataset, step = split.streamed.dataset, split.streamed.batch_size
+        dataset, part, step = split.streamed.dataset, split.part, split.streamed.batch_size
         wanted = ([ENCODER] if encoder else []) + ([Site("llm", 0)] if start == 0 else [])
-        split.rows |= {site: self.make(f"{split.name}-{site}", len(dataset)) for site in wanted}
-        for first in range(0, len(dataset), step):
-            samples = [checked(dataset, index) for index in range(first, min(first + step, len(dataset)))]
+        split.rows |= {site: self.make(f"{split.name}-{site}", len(part)) for site in wanted}
+        for first in range(0, len(part), step):
+            samples = [checked(dataset, index) for index in part[first : first + step]]
             for batch in self.adapter.batches(samples):
                 encoded = self.adapter.encode(batch)
                 if encoder:

@@ -6,7 +6,7 @@ also have `check(params, required)`, called before any model is loaded: SpecErro
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 from segbench.errors import CellError, SpecError
 from segbench.specs import DataSpec, TaskSpec
 from segbench.store import Cell, Result
+from segbench.team import Team
 from segbench.types import Site
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Job:
     batch_size: int
     examples: int  # images whose predicted label maps are kept
     progress: Callable[[int, int, str], None]  # images done, images in all, what is being done
+    team: Team = field(default_factory=Team)  # who measures it together
 
 
 def peak_site(result: Result) -> Site:

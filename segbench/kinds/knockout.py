@@ -105,15 +105,17 @@ def run(job: Job) -> Iterator[Measure]:
                 conditions = np.concatenate([plain[:, case.row, None], knocked[:, index]], 1)
                 found.append(_Row(start + case.row, case.c, case.n0, case.wrong(conditions).sum(-1).T))
         job.progress(start + len(samples), len(val), "knockout")
-    if not found:
-        raise CellError(f"no val image has {params.least} or more patches wrongly predicted as one of these classes")
-
     patches = {
-        "n": np.stack([row.n for row in found]).astype(np.int32),
+        "n": np.reshape([row.n for row in found], (-1, len(CONDITIONS), len(sites))).astype(np.int32),
         "n0": np.asarray([row.n0 for row in found], np.int32),
         "image": np.asarray([row.image for row in found], np.int32),
         "class": np.asarray([row.c for row in found], np.int32),
+        "left_out": np.asarray([left_out[c] for c in confused], np.int32),
     }
+    patches = _gathered(job.team.gather(patches), confused)
+    left_out = dict(zip(confused, patches.pop("left_out").tolist(), strict=True))
+    if not len(patches["n0"]):
+        raise CellError(f"no val image has {params.least} or more patches wrongly predicted as one of these classes")
     job.cell.save_arrays("patches", patches)
     job.cell.about(
         {
@@ -168,11 +170,22 @@ class _Row:
     n: Int[np.ndarray, "conditions l"]
 
 
+def _gathered(
+    parts: Sequence[Mapping[str, Int[np.ndarray, "m *rest"]]], confused: Sequence[int]
+) -> dict[str, Int[np.ndarray, "m *rest"]]:
+    """What all processes found, by image and class."""
+    patches = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "left_out"}
+    rank = {c: number for number, c in enumerate(confused)}
+    order = np.lexsort([[rank[c] for c in patches["class"].tolist()], patches["image"].tolist()])
+    summed = np.sum([part["left_out"] for part in parts], 0)
+    return {name: array[order] for name, array in patches.items()} | {"left_out": summed}
+
+
 def _batches(job: Job, val: Dataset) -> "Iterator[tuple[int, list[Sample], Batch]]":
-    """All val images in order, with the number of the first one of each batch."""
+    """The val images of this process in order, with the number of the first one of each batch."""
     from segbench.features import checked
 
-    for start in range(0, len(val), job.batch_size):
+    for start in range(0, len(val), job.batch_size)[job.team.rank :: job.team.size]:
         samples = [checked(val, index) for index in range(start, min(start + job.batch_size, len(val)))]
         first = start
         for batch in job.adapter.batches(samples):

@@ -71,18 +71,19 @@ def run(job: Job) -> Iterator[Measure]:
     ceiling = _ceiling(job, val)
     if not ceiling.seen:
         raise CellError("no labelled pixel of the val split is seen by the model")
-    both = len(train) + len(val)
-    fitting = params.protocol.epochs * both
+    fitting = params.protocol.epochs * (len(train) + len(val))
     reads = _reads(params, len(train), len(val))
-    work = features.Work(job.adapter, train, val, sites, job.batch_size, reads, job.cell.path / "features")
+    own = f"-{job.team.rank}-of-{job.team.size}" if job.team.size > 1 else ""
+    folder = job.cell.path / f"features{own}"
+    work = features.Work(job.adapter, train, val, sites, job.batch_size, reads, folder, job.team)
     plan = features.choose(work, params.features)
     job.cell.provenance["features"] = plan.facts()
     whole = fitting * len(plan.chosen.groups)
     tallies = {what: _Tally(job, whole, what) for what in ("training", "control: shuffled")}
-    tallies["reading"] = _Tally(job, both, "reading")
+    tallies["reading"] = _Tally(job, work.own, "reading")
     wanted = Wanted(params.protocol, params.shuffled, params.at_model, _spread(len(val), job.examples))
     done, stage = probe(job, plan, wanted, tallies)
-    shutil.rmtree(work.folder, ignore_errors=True)  # files of the policy `disk`
+    shutil.rmtree(folder, ignore_errors=True)  # files of the policy `disk`
 
     names = ["best", "last", "val_best", *(["shuffled"] if params.shuffled else [])]
     names += ["at_model"] if params.at_model else []
@@ -123,11 +124,6 @@ def estimates(params: Params, model: ModelSpec, images: Mapping[str, int], root:
     from segbench.features.estimate import Load, estimated
 
     wanted = None if params.sites is None else {Site.parse(text) for text in params.sites}
-    known = [
-        (costs, refused) for costs, refused in recorded(root, model) if wanted is None or wanted <= set(costs.sites)
-    ]
-    if not known and (costs := configured(model, params.data)):
-        known = [(costs, "")]
     known = [*recorded(root, model)]
     if by_config := None if known else configured(model, params.data):
         known = [(by_config, "")]

@@ -56,15 +56,18 @@ def run(job: Job) -> Iterator[Measure]:
         raise CellError("the images of this model have grids of their own each; use `preprocess: squash`")
     grid = tuple(source.result.about["grid"])
 
-    hit, counted = np.zeros((2, len(val), grid[0] * grid[1]), np.int32)
+    own = job.team.part(len(val))
+    hit, counted = np.zeros((2, len(own), grid[0] * grid[1]), np.int32)
     stream = features.Streamed(job.adapter, val, [site], job.batch_size)
-    for row, (pixels, target) in enumerate(probes.predictions(bank, stream, range(len(val)))):
+    for row, (pixels, target) in enumerate(probes.predictions(bank, stream, own)):
         patch = patch_index(target.grid_map)
         labelled = target.valid.cpu().numpy() & (patch >= 0)
         right = (pixels[0] == target.labels).cpu().numpy() & labelled
         counted[row] = np.bincount(patch[labelled], minlength=hit.shape[1])
         hit[row] = np.bincount(patch[right], minlength=hit.shape[1])
-        job.progress(row + 1, len(val), "starvation")
+        job.progress(row + 1, len(own), "starvation")
+    parts = job.team.gather({"hit": hit, "count": counted})
+    hit, counted = (np.concatenate([part[name] for part in parts]) for name in ("hit", "count"))
     job.cell.save_arrays("positions", {"hit": hit, "count": counted})
     job.cell.about(
         {

@@ -3,10 +3,10 @@
 import pytest
 import tiny_runs
 
-from segbench import runner
+from segbench import planning
 from segbench.errors import SpecError
 from segbench.library import Library
-from segbench.runner import Options
+from segbench.planning import Options
 from segbench.store import Store
 
 FEW = f"kind: probe\ndata: {tiny_runs.DATA}\nsites: [encoder]\nprotocol: {{epochs: 1}}\n"
@@ -54,7 +54,7 @@ def test_what_the_task_that_is_read_can_tell_is_told_before_a_model_loads(tmp_pa
     texts = {one: text if isinstance(text, str) else text[0] for one, text in TASKS.items()}
     folder = tiny_runs.lab(tmp_path / "lab", texts)
     library = Library([folder])
-    items = runner.plan(library, library.models("tiny"), library.tasks(name), Store(tmp_path), Options(device="cpu"))
+    items = planning.plan(library, library.models("tiny"), library.tasks(name), Store(tmp_path), Options(device="cpu"))
     (problem,) = [item.problem for item in items if item.task.name == name]
     assert problem.status == "failed"
     assert problem.note.startswith(str(folder / f"tasks/{name}.yaml"))
