@@ -45,12 +45,13 @@ def write_whole(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
-def set_aside(path: Path, problem: str) -> str:
-    """Rename a damaged file, so that it is kept but read no more; what to tell about it."""
+def set_aside(path: Path, problem: str, folder: Path | None = None) -> str:
+    """Rename a damaged file, so that it is kept but read no more, here or in `folder`; what to tell about it."""
+    folder = folder or path.parent
     names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged-{n}" for n in itertools.count(2)))
-    name = next(one for one in names if not path.with_name(one).exists())
+    name = next(one for one in names if not (folder / one).exists())
     try:
-        path.rename(path.with_name(name))
+        path.rename(folder / name)
     except OSError as error:
         return f"{path} {problem}; it cannot be set aside: {error.strerror}"
     return f"{path} {problem}; it is set aside as {name}"

@@ -1,6 +1,5 @@
 """Where states of images rest: in memory, or in one flat file per site beside a JSON header with its checksum."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -20,7 +19,6 @@ from segbench.records import canonical, digest
 Make = Callable[[str, int], "Rows"]  # room for so many images under a name
 
 _log = logging.getLogger(__name__)
-SUFFIX, HEADER = ".raw", ".json"  # of a file of rows, and what is added to that for its header
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -96,7 +94,8 @@ class OnDisk(Rows):
             rows._file = os.open(path, os.O_RDONLY)
         except StoreError as error:
             for one in filter(Path.exists, (path, _beside(path))):  # neither is of use without the other
-                _log.warning("%s; it is made anew", set_aside(one, str(error)))
+                aside = path.parent.parent  # the folder itself goes when the cell is finished
+                _log.warning("%s; it is made anew", set_aside(one, str(error), aside))
             return None
         return rows
 
@@ -166,17 +165,8 @@ class OnDisk(Rows):
         )
 
 
-def clear(folder: Path) -> None:
-    """Remove the files of all rows; what is damaged and set aside stays."""
-    for path in folder.glob("*"):
-        if path.suffix in (SUFFIX, HEADER) or path.name.startswith(TEMPORARY):
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # unless it holds what was set aside
-
-
 def _beside(path: Path) -> Path:
-    return path.with_suffix(path.suffix + HEADER)
+    return path.with_suffix(path.suffix + ".json")
 
 
 def _checked(path: Path, count: int) -> tuple[list[list[int]], torch.dtype]:
