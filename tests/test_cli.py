@@ -200,7 +200,7 @@ def test_a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(progress, "watcher", lambda *_: Interrupting(cells, lambda line: None))
+            patch.setattr(progress, "watcher", lambda cells, *_: Interrupting(cells, lambda line: None))
             said = segbench(*command)
     finally:
         signal.signal(signal.SIGINT, before)
