@@ -1,5 +1,7 @@
 """The bank of probes on features that are made by hand, so that what it must find is known."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from segbench.errors import CellError
 from segbench.features import FeatureSource
 from segbench.kernels import Target
 from segbench.metrics import confusion
+from segbench.probes.memory import MicroBatch
 from segbench.types import IGNORE, GridMap, Site
 
 SITES = (Site("encoder"), Site("llm", 1))
@@ -22,7 +25,7 @@ class Planted(FeatureSource):
 
     def __init__(self, images: int = 12, batch_size: int = 3, seed: int = 0, scale: float = 1.0) -> None:
         random = np.random.default_rng(seed)
-        self.sites, self.batch_size, self.dataset = SITES, batch_size, None
+        self.sites, self.batch_size = SITES, batch_size
         labels = random.integers(0, CLASSES, (images, 12))
         one_hot = np.eye(5)[labels]
         self._features = {
@@ -51,6 +54,26 @@ def train(source, schedule=SCHEDULE, made=None):
     for epoch in range(schedule.epochs):
         trainer.epoch(epoch, lambda images: None)
     return trainer
+
+
+class Narrow(Planted):
+    """Planted features of which only a few images fit into memory at once."""
+
+    def __init__(self, fit: int, lack: BaseException | None, **options) -> None:
+        super().__init__(**options)
+        self.fit, self.lack, self.tried = fit, lack, []
+
+    def read(self, indices):
+        for features, targets in super().read(indices):
+            self.tried.append(len(targets))
+            if len(targets) > self.fit:
+                if self.lack is None:
+                    torch.empty(1 << 55)
+                raise self.lack
+            yield features, targets
+
+
+LACKS = (None, MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
 
 
 def same(a, b):
@@ -177,3 +200,95 @@ def test_best_keeps_each_sites_own_epoch():
     assert best.arrays["epoch"].tolist() == [1, 0]
     assert best.arrays["counts"][:, 0, 0, 0].tolist() == [1, 0]
     assert [int(best.probes[f"{site}.weight"][0, 0]) for site in SITES] == [1, 0]
+
+
+def test_features_in_half_precision_train_as_the_same_features_in_float32():
+    half, full = Planted(), Planted()
+    for site in SITES:
+        half._features[site] = half._features[site].bfloat16()
+        full._features[site] = half._features[site].float()
+    assert same(train(half).state(), train(full).state())
+
+
+def test_a_standardised_bank_trains_as_a_plain_one_does_on_standardised_features():
+    raw, ready, made = Planted(scale=50), Planted(scale=50), bank()
+    made.standardise(raw, range(12))
+    for site, mean, deviation in zip(SITES, made.means, made.deviations, strict=True):
+        ready._features[site] = (ready._features[site] - mean) / deviation
+    trained, plain = train(raw, made=made).bank, train(ready).bank
+    for ours, theirs in zip(trained.linears.parameters(), plain.linears.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_of_all_parameters_at_once_are_those_of_one_after_the_other():
+    made = bank()
+    ours = probes.Trainer(made, Planted(), range(12), SCHEDULE)
+    assert ours.optimiser.defaults["fused"]
+    theirs = probes.Trainer(bank(), Planted(), range(12), SCHEDULE)
+    theirs.optimiser = torch.optim.AdamW(theirs.bank.linears.parameters(), weight_decay=0.0, fused=False)
+    for epoch in range(4):
+        ours.epoch(epoch, lambda images: None)
+        theirs.epoch(epoch, lambda images: None)
+    for a, b in zip(made.linears.parameters(), theirs.bank.linears.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=["torch on a CPU", "python", "torch on a GPU"])
+def test_a_training_that_lacks_memory_goes_on_in_the_bits_of_smaller_micro_batches(lack, caplog):
+    narrow = Narrow(2, lack, batch_size=64)
+    found = train(narrow)
+    assert narrow.tried[:4] == [5, 2, 2, 1]
+    assert max(narrow.tried[1:]) == 2
+    assert found.micro_batch.images == 2
+    assert same(found.state(), train(Planted(batch_size=2)).state())
+    assert [message for message in caplog.messages if "out of memory: 2 image(s) at once" in message]
+
+
+def test_a_step_that_fails_half_way_through_its_gradients_begins_anew():
+    made, failed = bank(), []
+
+    def fail_once(gradient):
+        if len(failed) < 1:
+            failed.append(gradient)
+            raise MemoryError
+        return gradient
+
+    next(made.linears.parameters()).register_hook(fail_once)
+    found = train(Planted(batch_size=5), made=made)
+    assert len(failed) == 1
+    assert same(found.state(), train(Planted(batch_size=2)).state())
+
+
+def test_memory_too_small_for_one_image_ends_the_cell_and_says_what_to_do():
+    for lack in LACKS:
+        with pytest.raises(
+            CellError, match=r"memory does not suffice for the probes of one image; free some, name few"
+        ):
+            train(Narrow(0, lack))
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_tried_again():
+    narrow = Narrow(2, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), batch_size=4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        train(narrow)
+    assert narrow.tried == [4]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        list(MicroBatch(4).each(narrow, range(4), lambda batch: batch))
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=["torch on a CPU", "python", "torch on a GPU"])
+def test_what_was_read_before_memory_ran_out_is_not_read_again(lack):
+    narrow, grown = Narrow(4, lack, batch_size=64), []
+
+    def work(batch):
+        if len(grown) == 1:
+            narrow.fit = 1
+        grown.append([int(target.labels.sum()) for target in batch[1]])
+        return grown[-1]
+
+    micro_batch = MicroBatch(4)
+    made = list(micro_batch.each(narrow, range(12), work))
+    assert made == grown
+    assert narrow.tried == [4, 4, 4, 2, 1, 1, 1, 1]
+    assert list(itertools.chain(*made)) == [int(narrow.target(index).labels.sum()) for index in range(12)]
+    assert micro_batch.images == 1

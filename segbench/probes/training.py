@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from segbench.features import FeatureSource, Indices
 from segbench.kernels import upsampled_cross_entropy
-from segbench.probes.bank import Arrays, Diverged, ProbeBank
+from segbench.probes.bank import Arrays, Diverged, ProbeBank, refuse_divergence
+from segbench.probes.memory import Batch, MicroBatch
+
+EXACT = 1 << 12  # numbers of pixels are summed as two float32, each exact up to 2^24
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,13 @@ class Trainer:
         self.indices = np.asarray(indices)
         self.steps = schedule.epochs * -(-len(self.indices) // schedule.batch)
         self.step = 0
+        self.micro_batch = MicroBatch(source.batch_size)
         self.optimiser = torch.optim.AdamW(
-            list(bank.linears.parameters()), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
+            list(bank.linears.parameters()),
+            lr=schedule.lr,
+            betas=schedule.betas,
+            weight_decay=schedule.weight_decay,
+            fused=True,
         )
 
     def epoch(self, number: int, progress: Callable[[int], None]) -> None:
@@ -81,14 +89,12 @@ class Trainer:
 
     def _update(self, chosen: Int[np.ndarray, " n"]) -> None:
         """One optimiser step on the mean loss over the valid pixels of all chosen images; micro-batches only add up."""
-        pixels = 0
-        self.optimiser.zero_grad()
-        for features, targets in self.source.read(chosen):
-            logits = self.bank(features)
-            loss = upsampled_cross_entropy(logits, targets).sum(1)
-            self._refuse_divergence(loss, logits)
-            loss.sum().backward()
-            pixels += sum(target.pixels for target in targets)
+        pixels, diverged = 0, None
+        try:
+            pixels = self.micro_batch.whole(self.source, self.source.own(chosen), self._accumulate)
+        except Diverged as error:
+            diverged = error
+        pixels = self._summed(pixels, diverged)
         if pixels:  # images without one labelled pixel teach nothing
             for parameter in self.bank.linears.parameters():
                 assert parameter.grad is not None
@@ -98,6 +104,35 @@ class Trainer:
                 group["lr"] = self.schedule.lr * share
             self.optimiser.step()
         self.step += 1
+
+    def _accumulate(self, batches: Iterator[Batch]) -> int:
+        """The gradient of the summed loss, from nothing; the number of valid pixels."""
+        pixels = 0
+        self.optimiser.zero_grad()
+        for features, targets in batches:
+            logits = self.bank(features)
+            loss = upsampled_cross_entropy(logits, targets).sum(1)
+            self._refuse_divergence(loss, logits)
+            loss.sum().backward()
+            pixels += sum(target.pixels for target in targets)
+        return pixels
+
+    def _summed(self, pixels: int, diverged: Diverged | None) -> int:
+        """The gradients and the number of valid pixels of the whole team, in one transfer; Diverged if one probe did.
+
+        The sums of sums are divided once: a mean of the processes' means would weigh their pixels unequally.
+        """
+        parameters = list(self.bank.linears.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # none of these images is this process's
+                parameter.grad = torch.zeros_like(parameter)
+        high, low = divmod(pixels, EXACT)
+        beside = torch.tensor([float(high), float(low), float(diverged is not None)], device=parameters[0].device)
+        self.source.team.sum([*(parameter.grad for parameter in parameters if parameter.grad is not None), beside])
+        high, low, trouble = map(int, beside.tolist())
+        if trouble:
+            refuse_divergence(self.source.team, self.bank.sites, diverged)
+        return high * EXACT + low
 
     def _refuse_divergence(self, loss: Float[Tensor, " l"], logits: Float[Tensor, "l b t k"]) -> None:
         if not loss.isfinite().all():
