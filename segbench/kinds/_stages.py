@@ -84,7 +84,7 @@ def _finished(main: Fitting, wanted: Wanted, job: Job, progress: Progress) -> tu
         counts["at_model"] = probes.count(bank, AtModel(main.val, job.adapter), everything)
     confusion = probes.evaluate(bank, main.val, everything).confusion
     epochs = fitted.rows(wanted.protocol.selection, "epoch", sites)
-    labels = [pixels.cpu().numpy() for pixels, _ in probes.predictions(bank, main.val, wanted.examples)]
+    labels = probes.label_maps(bank, main.val, wanted.examples)
     found: dict[Site, Arrays] = {}
     for row, site in enumerate(sites):
         found[site] = {f"counts/{name}": array[row] for name, array in counts.items()}

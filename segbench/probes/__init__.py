@@ -2,7 +2,7 @@
 
 from segbench.probes.bank import Arrays, Diverged, ProbeBank
 from segbench.probes.best import Best
-from segbench.probes.counting import Counted, count, evaluate, predictions
+from segbench.probes.counting import Counted, count, evaluate, label_maps, predictions
 from segbench.probes.training import Schedule, Trainer
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Trainer",
     "count",
     "evaluate",
+    "label_maps",
     "predictions",
 ]

@@ -1,5 +1,6 @@
 """The bank of linear probes: one Linear(d, k) per site, all trained together on the same features (paper A.2)."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from segbench.adapters.base import Features
 from segbench.errors import CellError
 from segbench.features import FeatureSource, Indices
 from segbench.kernels.linear import linear
+from segbench.team import Team
 from segbench.types import Site
 
 Arrays = dict[str, np.ndarray]
@@ -22,6 +24,13 @@ class Diverged(CellError):
     def __init__(self, site: Site, message: str) -> None:
         super().__init__(message)
         self.site = site
+
+
+def refuse_divergence(team: Team, sites: Sequence[Site], found: Diverged | None) -> None:
+    """Raise in every process of the team what one of them found; of several, the first one's."""
+    own = [sites.index(found.site), str(found)] if found else None
+    for told in filter(None, map(json.loads, team.exchange(json.dumps(own).encode()))):
+        raise Diverged(sites[told[0]], told[1]) from found
 
 
 class ProbeBank(nn.Module):
@@ -74,16 +83,17 @@ class ProbeBank(nn.Module):
 
     @torch.no_grad()
     def standardise(self, source: FeatureSource, indices: Indices) -> None:
-        """Take mean and deviation of every channel over the image tokens of these images."""
-        count = 0
+        """Take mean and deviation of every channel over the image tokens of these images, shared out over the team."""
+        count = self.means[0].new_zeros(1, dtype=torch.float64)
         sums = [torch.zeros_like(mean, dtype=torch.float64) for mean in self.means]
         squares = [torch.zeros_like(one) for one in sums]
-        for features, _ in source.read(indices):
+        for features, _ in source.read(source.own(indices)):
             count += features[self.sites[0]].shape[:2].numel()
             for row, site in enumerate(self.sites):
                 tokens = features[site].double().flatten(0, 1)
                 sums[row] += tokens.sum(0)
                 squares[row] += tokens.square().sum(0)
+        source.team.sum([count, *sums, *squares])
         for row in range(len(self.sites)):
             mean = sums[row] / count
             self.means[row].copy_(mean)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segbench.features import FeatureSource, Indices
 from segbench.kernels import LIMIT, Target, upsampled_argmax, upsampled_counts
-from segbench.probes.bank import Diverged, ProbeBank
+from segbench.probes.bank import Diverged, ProbeBank, refuse_divergence
 
 
 class Counted(NamedTuple):
@@ -22,13 +22,26 @@ class Counted(NamedTuple):
 
 @torch.no_grad()
 def evaluate(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Counted:
-    """Every probe's predictions at original resolution, counted; Diverged, naming the site, for one that did."""
+    """Every probe's predictions at original resolution, counted; Diverged, naming the site, for one that did.
+
+    Every process of the team counts its share, and has the whole in the end.
+    """
     sites, classes, device = len(bank.sites), bank.classes, bank.means[0].device
     confusion = torch.zeros(sites, classes, classes, dtype=torch.int64, device=device)
-    images = []
-    for logits, targets in _logits(bank, source, indices):
-        images.append(upsampled_counts(logits, targets, confusion).int())
-    counted = Counted(torch.cat(images, 1).cpu().numpy(), confusion.cpu().numpy())
+    images = [torch.zeros(sites, 0, classes, 3, dtype=torch.int32, device=device)]
+    diverged = None
+    try:
+        for logits, targets in _logits(bank, source, source.own(indices)):
+            images.append(upsampled_counts(logits, targets, confusion).int())
+    except Diverged as error:
+        diverged = error
+    refuse_divergence(source.team, bank.sites, diverged)
+    shares, own = source.shares(indices), {"images": torch.cat(images, 1), "confusion": confusion}
+    parts = source.team.gather({name: tensor.cpu().numpy() for name, tensor in own.items()})
+    together = np.empty((sites, len(indices), classes, 3), np.int32)
+    for share, part in zip(shares, parts, strict=True):
+        together[:, share] = part["images"]
+    counted = Counted(together, np.sum([part["confusion"] for part in parts], 0))
     assert (counted.confusion.sum(2) == counted.images[..., 1].sum(1)).all()
     assert (counted.confusion.sum(1) == counted.images[..., 2].sum(1)).all()
     return counted
@@ -42,10 +55,20 @@ def count(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Int32[np.
 def predictions(
     bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[Integer[Tensor, "l H W"], Target]]:
-    """Predicted class of every pixel at original resolution, for each site and image in turn."""
+    """Predicted class of every pixel at original resolution, for each site and image in turn, here and nowhere else."""
     for logits, targets in _logits(bank, source, indices):
         for row, target in enumerate(targets):
             yield upsampled_argmax(logits[:, row], target), target
+
+
+def label_maps(bank: ProbeBank, source: FeatureSource, indices: Indices) -> list[Integer[np.ndarray, "l H W"]]:
+    """As `predictions`, each made by the process of the team that reads the image, and known to all."""
+    made = [pixels.cpu().numpy() for pixels, _ in predictions(bank, source, source.own(indices))]
+    found: dict[int, np.ndarray] = {}
+    parts = source.team.gather({str(number): pixels for number, pixels in enumerate(made)})
+    for share, part in zip(source.shares(indices), parts, strict=True):
+        found |= {place: part[str(number)] for number, place in enumerate(share)}
+    return [found[place] for place in range(len(indices))]
 
 
 @torch.no_grad()
