@@ -49,7 +49,7 @@ def served(content: bytes) -> Iterator[Server]:
         def do_GET(self):
             _answer(server, self)
 
-        def log_message(self, *_):
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Answer)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def embeddings(text: LlamaModel, ids: Tensor = IDS) -> Tensor:
     return (found + noise * (ids == IMAGE)[..., None]).detach()
 
 
-def by_hand(text: LlamaModel, states: Tensor, allowed: list[list[list[int]]]) -> Tensor:
+def by_hand(text: Any, states: Tensor, allowed: list[list[list[int]]]) -> Tensor:
     """The definition of the model in float64: every query attends to the keys that are listed for it."""
     text, states, config = deepcopy(text).double(), states.double(), text.config
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -69,7 +70,7 @@ def by_hand(text: LlamaModel, states: Tensor, allowed: list[list[list[int]]]) ->
     def normed(x: Tensor, weight: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
 
-    for layer in decoder_layers(text):
+    for layer in text.layers:
         x, attention, mlp = normed(states, layer.input_layernorm.weight), layer.self_attn, layer.mlp
         query, key, value = (
             projection(x).unflatten(-1, (-1, size))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segbench import features
 from segbench.adapters import base
+from segbench.adapters.stepping import Stepper
 from segbench.data import scenes
 from segbench.errors import CellError, DataError
 from segbench.features import policy
@@ -147,9 +148,9 @@ def test_a_sweep_that_was_killed_goes_on_from_the_files_of_its_layer(adapter, da
         if stage.sites == sites[1:2]:
             break  # as a kill while the probe at llm.2 is trained
     steps = []
-    advance = type(plan.stepper).advance
+    advance = Stepper.advance
     monkeypatch.setattr(
-        type(plan.stepper),
+        Stepper,
         "advance",
         lambda self, e, s, block, *more: steps.append(block) or advance(self, e, s, block, *more),
     )

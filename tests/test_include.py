@@ -37,12 +37,8 @@ def lab(tmp_path, monkeypatch):
 
 def write_vip(folder):
     tiny = tiny_models.build("clip").config
-    config = VipLlavaConfig(
-        vision_config=tiny.vision_config,
-        text_config=tiny.text_config,
-        image_token_id=tiny_models.IMAGE,
-        vision_feature_layers=[-2, -3, 2],
-    )
+    told = {"image_token_id": tiny_models.IMAGE, "vision_feature_layers": [-2, -3, 2]}
+    config = VipLlavaConfig(vision_config=tiny.vision_config, text_config=tiny.text_config, **told)
     VipLlavaForConditionalGeneration(config).save_pretrained(folder)
     tiny_models.processor("clip").save_pretrained(folder)
 

@@ -1,5 +1,6 @@
 """Statistics against a plain loop over resampled image lists, hand counts and simulated truth."""
 
+import math
 import subprocess
 import sys
 
@@ -186,7 +187,7 @@ def test_t_quantiles_are_those_of_printed_tables() -> None:
 def test_numbers_of_other_samples_cannot_be_paired() -> None:
     first, second = (stats.Sampled(1.0, np.zeros(n), n) for n in (5, 6))
     with pytest.raises(ValueError, match="cannot be paired"):
-        first - second
+        _ = first - second
 
 
 def test_interval_drops_draws_that_do_not_exist() -> None:
@@ -201,7 +202,7 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     counts[1] = counts[0]
     counts[1, :, :, 0] = np.maximum(counts[1, :, :, 0] - 1, 0)
     first, second = stats.sampled(stats.miou, counts, stats.Units.among(100))
-    assert (second - first).error < 0.25 * np.hypot(first.error, second.error)
+    assert (second - first).error < 0.25 * math.hypot(first.error, second.error)
 
 
 def test_draws_do_not_depend_on_the_number_of_threads() -> None:

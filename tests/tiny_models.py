@@ -62,9 +62,8 @@ def build(tower: Tower = "clip", *, seed: int = 0, **config: Any) -> LlavaForCon
         tie_word_embeddings=False,
     )
     settings = {"vision_feature_layer": -2, "vision_feature_select_strategy": _strategy(tower), **config}
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=_vision(tower), text_config=text, image_token_id=IMAGE, pad_token_id=0, **settings)
-    )
+    settings |= {"image_token_id": IMAGE, "pad_token_id": 0}
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=_vision(tower), text_config=text, **settings))
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -46,9 +46,9 @@ Colour = Sequence[float] | Float[np.ndarray, "3"] | Float[np.ndarray, "H W 3"]
 class Params(BaseModel, extra="forbid", frozen=True):
     """Which scenes: a world of `seed`, its first `train` and `val` scenes. Seed 0 is what the reference models saw."""
 
-    seed: int = Field(1, ge=1)
-    train: int = Field(480, ge=1, le=HELD_OUT)
-    val: int = Field(240, ge=1, le=HELD_OUT)
+    seed: int = Field(default=1, ge=1)
+    train: int = Field(default=480, ge=1, le=HELD_OUT)
+    val: int = Field(default=240, ge=1, le=HELD_OUT)
     size: tuple[Length, Length] = (96, 96)  # H, W in pixels
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny_families
@@ -286,7 +286,7 @@ def eager_attention_computes_what_sdpa_does(reader):
 def greedy_generation_is_recomputation_without_a_cache(reader, attention="native"):
     adapter = readable(reader, attention)
     prompt = _padded(adapter, "right", rows=1)
-    model, new = adapter.model, 3
+    model, new = cast("Any", adapter.model), 3
     model.generation_config.eos_token_id = None
     with adapter.attention():
         out = model.generate(

@@ -85,7 +85,8 @@ def test_encoder_is_what_the_projector_consumes_and_adapter_what_it_gives(adapte
 def test_several_vision_layers_are_one_encoder_site(tmp_path):
     adapter = base.load(tiny_models.spec(tiny_models.write(tmp_path, vision_feature_layer=[-3, -2])), "cpu")
     batch = adapter.prepare(samples())
-    vision = adapter.parts.outer.vision_tower(batch.inputs["pixel_values"], output_hidden_states=True).hidden_states
+    tower = adapter.parts.outer.get_submodule("vision_tower")
+    vision = tower(batch.inputs["pixel_values"], output_hidden_states=True).hidden_states
     assert torch.equal(adapter.read(batch, [ENCODER])[ENCODER], torch.cat([vision[-3], vision[-2]], -1)[:, 1:])
     assert adapter.widths[ENCODER] == 64
 

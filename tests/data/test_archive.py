@@ -4,6 +4,7 @@ import stat
 import struct
 import tarfile
 import zipfile
+from typing import Literal
 
 import pytest
 
@@ -20,7 +21,7 @@ def packed_zip(path, files, kind=zipfile.ZIP_DEFLATED):
     return path
 
 
-def packed_tar(path, files, mode="w"):
+def packed_tar(path, files, mode: Literal["w", "w:gz", "w:bz2", "w:xz"] = "w"):
     with tarfile.open(path, mode) as file:
         for name, content in files.items():
             info = tarfile.TarInfo(name)

@@ -62,19 +62,20 @@ def test_a_batch_is_its_images_one_by_one_to_the_bit(making, threads, probes):
     threads(1)
     one_by_one = [logits[:, row, None] for row in range(len(targets))]
     alone = [trained(some, [target]) for some, target in zip(one_by_one, targets, strict=True)]
+    whole = torch.cat([loss for loss, _ in alone], 1)
     counts, confusions = zip(*map(counted, one_by_one, [[target] for target in targets]), strict=True)
     for number in (1,) if making == "plain" else (1, 3):  # torch's own sums depend on its threads
         threads(number)
         _, fresh = batch(probes)  # whose plans are still to be made
         losses, gradients = trained(logits, fresh)
-        assert torch.equal(losses, torch.cat([loss for loss, _ in alone], 1))
+        assert torch.equal(losses, whole)
         assert torch.equal(gradients, torch.cat([gradient for _, gradient in alone], 1))
         together, confusion = counted(logits, fresh)
         assert torch.equal(together, torch.cat(counts, 1))
         assert torch.equal(confusion, sum(confusions))
         assert confusion.sum() == probes * sum(target.pixels for target in targets)
-    assert not losses[:, -2:].any()  # nothing seen, nothing labelled
-    assert losses[:, :-2].all()
+    assert not whole[:, -2:].any()  # nothing seen, nothing labelled
+    assert whole[:, :-2].all()
 
 
 def test_a_nan_spoils_its_probe_on_its_image_alone(making):

@@ -36,4 +36,5 @@ def adapter(lab):
 def val(lab):
     from segbench.library import Library
 
-    return Library([lab]).task("probe").params.data.load("val")
+    (data,) = Library([lab]).task("probe").data()
+    return data.load("val")

@@ -1,6 +1,7 @@
 """What a pilot promises, kept in simulated studies; and which differences are planned for."""
 
 import math
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_as_many_images_as_a_pilot_asks_for_find_the_difference_as_often_as_wish
     """600 studies each; the pilot itself errs by a tenth in its standard error and hence a fifth in the images."""
     random = np.random.default_rng(1)
     errors = [gap(random, 60, 0).error for _ in range(20)]
-    images = needed(float(np.mean(errors)), 60, 2.0, power)
+    images = needed(fmean(errors), 60, 2.0, power)
     assert 100 < images < 300
     found = [gap(random, images, 2.0).estimate().interval.low > 0 for _ in range(600)]
     assert abs(np.mean(found) - power) < 0.05

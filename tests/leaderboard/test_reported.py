@@ -104,7 +104,8 @@ def test_no_reported_number_can_stand_in_a_table_of_measured_ones(rows):
     ],
 )
 def test_a_mistake_in_a_file_is_told_with_its_line(tmp_path, change, line, problem):
-    (tmp_path / "x.yaml").write_text(WELL.replace(*change, 1))
+    right, wrong = change
+    (tmp_path / "x.yaml").write_text(WELL.replace(right, wrong, 1))
     with pytest.raises(SpecError) as error:
         reported.papers(tmp_path)
     assert any(f"x.yaml:{line}" in one and problem in one for one in str(error.value).splitlines()), error.value

@@ -30,7 +30,7 @@ def predictions(draw: st.DrawFn) -> tuple[list[np.ndarray], list[np.ndarray], in
 
 
 def total_counts(images: list[np.ndarray], truths: list[np.ndarray], classes: int) -> np.ndarray:
-    return sum(confusion.counts(image, truth, classes) for image, truth in zip(images, truths, strict=True))
+    return np.sum([confusion.counts(image, truth, classes) for image, truth in zip(images, truths, strict=True)], 0)
 
 
 def histogram_counts(images: list[np.ndarray], truths: list[np.ndarray], classes: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def test_every_condition_is_a_curve_from_100_at_the_adapter(curves):
     with base.canvas(3) as figure:
         axes = figure.subplots()
         knockout.plot(axes, curves)
-    lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    lines = {line.get_label(): line for line in axes.lines if not str(line.get_label()).startswith("_")}
     assert set(lines) == {words for *_, words in base.CONDITIONS.values()}
     for condition, (colour, marker, _, words) in base.CONDITIONS.items():
         line = lines[words]

@@ -34,11 +34,13 @@ def test_the_curves_are_the_numbers(probes):
     for probe in probes:
         anatomy, look = drop_recovery(probe), looks[probe.model]
         inside = curve(right, 8)[look.colour]
-        np.testing.assert_allclose(inside.get_ydata(), [anatomy.curve[f"llm.{n}"].value for n in range(1, 9)])
-        assert inside.get_xdata().tolist() == [*range(1, 9)]
+        values = [anatomy.curve[f"llm.{n}"].value for n in range(1, 9)]
+        np.testing.assert_allclose(np.array(inside.get_ydata()), np.array(values))
+        assert list(inside.get_xdata()) == [*range(1, 9)]
         assert inside.get_linestyle() == ("--" if probe.model == BIDIR.name else "-")
         ends = [line.get_ydata() for line in left.lines if line.get_label() == base.described(probe)]
-        np.testing.assert_allclose(ends, [[anatomy.curve["encoder"].value, anatomy.curve["adapter"].value]])
+        values = [anatomy.curve["encoder"].value, anatomy.curve["adapter"].value]
+        np.testing.assert_allclose(np.array(ends), np.array([values]))
 
 
 def test_bands_are_the_intervals(probes):
@@ -56,7 +58,9 @@ def test_drop_recovery_peak_and_the_encoders_level_are_marked(probes):
         assert f"{anatomy.drop.value:+.1f}" in texts(left)
         assert f"{anatomy.recovery.value:+.1f}" in texts(end)
         rings = [
-            line.get_xydata()[0].tolist() for line in right.lines if line.get_mec() == colour and line.get_ms() == 11
+            np.array(line.get_xydata())[0].tolist()
+            for line in right.lines
+            if line.get_markeredgecolor() == colour and line.get_markersize() == 11
         ]
         assert rings == [[anatomy.peak_layer, anatomy.peak.value]]
         levels = [line.get_ydata()[0] for line in right.lines if line.get_color() == colour and line.is_dashed()]
@@ -97,7 +101,7 @@ def test_what_was_not_probed_leaves_its_part_out(probes, kept, tmp_path):
     assert "recovery (pp)" not in texts(end)
     layer = [n for n in (1, 2, 3) if f"llm.{n}" in kept]
     assert layer in [list(line.get_xdata()) for line in right.lines] or not layer
-    assert len([line for line in right.lines if line.get_ms() == 11]) == bool(layer)
+    assert len([line for line in right.lines if line.get_markersize() == 11]) == bool(layer)
 
 
 def test_the_picture_names_task_images_and_limit(probes, tmp_path):

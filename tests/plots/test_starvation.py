@@ -32,8 +32,10 @@ def test_the_map_is_the_grid_on_a_scale_around_zero(gap):
     with base.canvas(3) as figure:
         axes = figure.subplots()
         starvation.heat(figure, axes, replace(gap, positions=positions))
+    from matplotlib.patches import Rectangle
+
     (image,) = axes.images
-    shown = image.get_array()
+    shown = np.ma.asarray(image.get_array())
     assert shown.mask.sum() == 1
     assert shown.mask[0, 7]
     np.testing.assert_array_equal(shown.compressed(), np.delete(positions, 7))
@@ -42,6 +44,7 @@ def test_the_map_is_the_grid_on_a_scale_around_zero(gap):
     blue = image.to_rgba(np.array([[high]]))[0, 0]
     assert blue[2] > blue[0]  # where the model is ahead of its baseline
     (frame,) = axes.patches
+    assert isinstance(frame, Rectangle)
     assert (frame.get_xy(), frame.get_width()) == ((-0.5, -0.5), 3)
 
 

@@ -41,7 +41,11 @@ def drawn(one: View):
 @pytest.mark.parametrize("name", MAPS)
 def test_a_pixel_lies_between_the_lines_of_the_patch_that_holds_it(name):
     axes, patch = drawn(view(name)), geometry.patch_index(MAPS[name])
-    lines = np.array(list(axes.collections[0].get_segments()))
+    from matplotlib.collections import LineCollection
+
+    grid = axes.collections[0]
+    assert isinstance(grid, LineCollection)
+    lines = np.array(list(grid.get_segments()))
     down, across = np.sort(lines[:7, 0, 1]), np.sort(lines[7:, 0, 0])
     for y, x in [(0, 0), (9, 30), (30, 44), (31, 46), (59, 60), (54, 82)]:
         row, column = np.searchsorted(down, y) - 1, np.searchsorted(across, x) - 1

@@ -13,7 +13,7 @@ from segbench.specs import read_model
 def test_paths_are_meant_from_the_folder_of_their_file():
     assert model("adapter: llava\nweights: ../w\n").weights == Path("/w")
     (data,) = task("kind: probe\ndata: {name: folder, path: ./pictures}\n").data()
-    assert data.params.path == Path("/cards/pictures")
+    assert data.resolved()["path"] == "/cards/pictures"
 
 
 def test_identity_and_what_is_published_hold_no_path():

@@ -30,4 +30,4 @@ def test_a_mistake_in_a_task_is_told_with_line_key_and_what_was_expected(text, t
 
 
 def test_a_number_may_be_written_as_1e_3():
-    assert task("kind: probe\ndata: scenes\nprotocol: {lr: 1e-3}\n").params.protocol.lr == 0.001
+    assert task("kind: probe\ndata: scenes\nprotocol: {lr: 1e-3}\n").resolved()["protocol"]["lr"] == 0.001

@@ -1,5 +1,7 @@
 """Packed questions are answered as if asked alone, and the two attentions differ in image-to-image entries only."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -100,7 +102,7 @@ def test_generate_honours_bidirectional_attention(image):
 
 def test_the_hook_builds_the_mask_that_training_used(image):
     model = build("bidirectional")
-    batch = tokens.processor(48, 8)(images=_pil(image), text="<image> r3 c2", return_tensors="pt")
+    batch = _read(tokens.processor(48, 8), image, "<image> r3 c2")
     with torch.no_grad(), bidirectional_images(model.model, model.model.language_model, tokens.IMAGE):
         hooked = model(**batch).logits[0, -1]
     packed = logits(model, image, ask("r3 c2"))[0]
@@ -133,11 +135,14 @@ def test_labels_stand_behind_the_token_that_predicts_them():
 
 
 def test_pixels_are_what_the_processor_makes(image):
-    processor = tokens.processor(48, 8)
-    batch = processor(images=_pil(image), text="<image> r3 c9", return_tensors="pt")
+    batch = _read(tokens.processor(48, 8), image, "<image> r3 c9")
     assert torch.allclose(batch["pixel_values"], tokens.pixels(image), atol=1e-5)
     words = list(tokens.VOCABULARY)
     assert [words[i] for i in batch["input_ids"][0]] == ["<s>", *["<image>"] * IMAGE, "r3", "c9"]
+
+
+def _read(processor: Any, image, text: str):
+    return processor(images=_pil(image), text=text, return_tensors="pt")
 
 
 def _pil(image):

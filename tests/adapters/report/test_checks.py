@@ -9,6 +9,7 @@ from segbench.adapters import _generation, llava
 from segbench.adapters.base import Adapter
 from segbench.adapters.canvas import Canvas
 from segbench.adapters.report.checks import ABOUT
+from segbench.attention import decoder_layers
 
 
 def test_transposed_patches_fail_their_check_and_the_others_are_reported_all_the_same(folders, monkeypatch):
@@ -35,7 +36,7 @@ def test_a_model_that_answers_otherwise_than_it_reads_fails_only_in_generation(f
         def moved(_, args):
             return (2 * args[0] + 1, *args[1:]) if args[0].shape[1] == 1 else None  # a decoding step
 
-        adapter.parts.text.layers[0].register_forward_pre_hook(moved)
+        decoder_layers(adapter.parts.text)[0].register_forward_pre_hook(moved)
         return adapter
 
     monkeypatch.setattr(llava, "load", astray)
@@ -63,7 +64,7 @@ def test_whatever_a_model_raises_is_a_check_that_failed(folders, monkeypatch):
         def fail(*_):
             raise RuntimeError("the matrix is of no use")
 
-        adapter.parts.text.layers[1].register_forward_pre_hook(fail)
+        decoder_layers(adapter.parts.text)[1].register_forward_pre_hook(fail)
         return adapter
 
     monkeypatch.setattr(llava, "load", broken)
