@@ -30,6 +30,7 @@ from torch import Tensor
 
 from segbench.geometry import upsampling
 from segbench.kernels import Target, cuda
+from segbench.kernels.tiles import COLUMNS, ROWS, Tiles
 from segbench.types import IGNORE, GridMap
 
 GRID = (24, 24)
@@ -37,7 +38,7 @@ LANES, EXPONENTIALS, SCHEDULERS = 128, 16, 4  # per multiprocessor and clock, co
 H100 = (132, 1.98e9)  # multiprocessors, clocks a second at most: of the limits offline
 KINDS = {"START": "*fp32", "STEP": "*fp32", "ROWS": "*i32", "COLUMNS": "*i32", "SHARES": "*fp32", "IMAGES": "*i64"}
 KINDS |= {"VALID": "*u8", "LSE": "*fp32", "FAR": "*i8", "SUMS": "*fp32", "PARTS": "*fp32", "FIRST": "*i32"}
-KINDS |= {"WINNERS": "*i16", "LABELS": "*i16"}
+KINDS |= {"WINNERS": "*i16", "LABELS": "*i16", "BLOCKS": "*i64"}
 OUT = {"collect": "*fp32", "winners": "*i16", "tally": "*i32"}
 TALLY = {"BINS": 256, "BLOCK": cuda.TALLIED}
 
@@ -116,7 +117,7 @@ def main(rounds: int) -> None:
 def offline() -> None:
     if not cuda.available():
         raise SystemExit("triton is not installed; it comes with torch's builds for CUDA")
-    import triton
+    import triton  # pyright: ignore[reportMissingImports]
 
     from segbench.kernels import cuda_kernels as all_kernels
 
@@ -124,8 +125,10 @@ def offline() -> None:
     print("| kernel | registers | bytes of stack | instructions | innermost loops: instructions (the commonest) |")
     print("|---|---|---|---|---|")
     inner = {}
-    tiled = [{"BK": block, "BX": cuda.COLUMNS, "BY": cuda.ROWS} for block in (16, 32)]
-    work = [(kernel, sizes) for sizes in tiled for kernel in (all_kernels.log_sums, all_kernels.gradients)]
+    tiled = [{"BK": block, "BX": COLUMNS, "BY": ROWS} for block in (16, 32)]
+    work: list[tuple[Any, dict[str, int]]] = [
+        (kernel, sizes) for sizes in tiled for kernel in (all_kernels.log_sums, all_kernels.gradients)
+    ]
     work += [(all_kernels.collect, tiled[1]), (all_kernels.winners, tiled[1]), (all_kernels.tally, TALLY)]
     for kernel, all_sizes in work:
         sizes = {name: size for name, size in all_sizes.items() if name in kernel.arg_names}
@@ -149,7 +152,7 @@ def offline() -> None:
     )
     print("what comes before and after them, memory and launches take their time, too. Times: not run.\n")
     for case in CASES:
-        tiles = cuda._Tiles.of([_target(case, 0, "cpu")], whole=False)
+        tiles = Tiles.of([GridMap.squash(GRID, case.image)], False, "cpu")
         warps = tiles.rows[0, :, 1].sum().item() * tiles.shape[1] * -(-case.classes // 32)
         least = warps * total / (H100[0] * SCHEDULERS * H100[1])
         count = tiles.shape[0] * tiles.shape[1]
@@ -237,9 +240,9 @@ def _copy_rate() -> float:
 
 def _disassembled(kernel: Any, sizes: dict[str, int]) -> tuple[str, list[tuple[int, str, str]]]:
     """What the kernel uses, and its instructions: address, operation, operands."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    import triton  # pyright: ignore[reportMissingImports]
+    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
+    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 
     kinds = KINDS | {"OUT": OUT.get(kernel.__name__, "")}
     signature = {name: "constexpr" if name in sizes else kinds.get(name, "i32") for name in kernel.arg_names}
@@ -248,7 +251,7 @@ def _disassembled(kernel: Any, sizes: dict[str, int]) -> tuple[str, list[tuple[i
     source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=aligned)
     options = {"num_warps": 1 if "BK" in sizes else 4, "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "kernel.cubin"
         path.write_bytes(made.asm["cubin"])

@@ -3,39 +3,42 @@
 The pixels of an image fall into tiles: at most 32 rows by 32 columns between the same four patches. From row to row of
 a tile a class's logit changes by the same amount, so that its exponential is a geometric progression: one
 multiplication per pixel and class where others take an exponential. The ground truth enters linearly, as in
-`progression`. Sums are partial per tile and added in a fixed order: no atomics, the same bits every time.
+`progression`. Sums are partial per tile and added in a fixed order: no
+atomics but torch's on integers, the same bits every time.
 
-Several images whose grids are alike are one call. The memory of a call does not grow beyond `AT_ONCE` images x probes.
+Neighbours in a batch whose grids are alike share their launches, as far as `MEMORY` goes: what a call takes beside
+logits, ground truths and results stays within it, or is what one probe on one image needs.
 """
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
 from subprocess import SubprocessError
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Float64, Int16, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int16, Int64
 from torch import Tensor
 
-from segbench.geometry import Axis, between
 from segbench.kernels import plain, progression
-from segbench.kernels.plain import LIMIT, unbounded
+from segbench.kernels.plain import LIMIT, refuse_unbounded
 from segbench.kernels.progression import fits, mass
 from segbench.kernels.target import Target
+from segbench.kernels.tiles import COLUMNS, ROWS, Tiles
 from segbench.types import GridMap
 
-ROWS, COLUMNS = 32, 32  # of pixels in a tile: rounding grows with the rows of a progression; the lanes of a warp
-AT_ONCE = 64  # images x probes in a launch; each needs about 8 MB (150 classes, 24 x 24 patches, 512 x 683 pixels)
+MEMORY = 1 << 29  # bytes; a probe on an image needs about 10 MB (150 classes, 24 x 24 patches, 512 x 683 pixels)
 TALLIED = 4096  # pixels that a program counts
 LOG2 = math.log(2)
 NEVER = -1e30  # logit of the classes that fill up a block
 TOLERANCE, NEAR_TIES = 2e-5, 8  # relative error, and differences in counts, that rounding may cause at the first trial
+
+Size = tuple[int, int]  # height, width
 
 _log = logging.getLogger(__name__)
 
@@ -49,34 +52,24 @@ def available() -> bool:
 def losses_and_gradients(
     logits: Float[Tensor, "l b t k"], targets: Sequence[Target]
 ) -> tuple[Float64[Tensor, "l b"], Float32[Tensor, "l b t k"]]:
-    """As `progression.loss_and_gradient`, for b images with grids of one size: few launches for many images."""
+    """As `progression.loss_and_gradient`, for b images."""
     for target in targets:
         fits(target, logits.shape[3])
-    images = max(1, AT_ONCE // len(logits))
-    parts = [
-        _losses_and_gradients(logits[:, begin : begin + images].float(), targets[begin : begin + images])
-        for begin in range(0, len(targets), images)
-    ]
-    losses, gradients = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    losses = torch.empty(logits.shape[:2], dtype=torch.float64, device=logits.device)
+    gradients = torch.empty_like(logits, dtype=torch.float32)
+    for part, some in _parts(logits, targets, _bytes_of_loss):
+        losses[part], gradients[part] = _losses_and_gradients(logits[part].float(), some)
     return losses, gradients
 
 
 @torch.no_grad()
 def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Int16[Tensor, "l H W"]:
     """As `plain.upsampled_argmax`; another class only where two logits are equal up to float32's rounding."""
-    from segbench.kernels import cuda_kernels
-
-    for row, largest in enumerate(logits.abs().amax((1, 2)).tolist()):
-        if not largest <= LIMIT:  # nor is NaN
-            raise unbounded(logits, row)
-    tiles = _Tiles.of([target], whole=True)
-    (height, width), sites = target.grid_map.image, len(logits)
-    out = torch.empty(sites, height, width, dtype=torch.int16, device=logits.device)
-    (r, c), block = tiles.shape, _block(logits.shape[2])
-    for begin in range(0, sites, AT_ONCE):
-        start, step = _lines(logits[begin : begin + AT_ONCE, None].double(), tiles)
-        arguments = (start, step, *tiles.tables, out[begin:], 1, r, c, *start.shape[2:], height * width)
-        _launch(cuda_kernels.winners, (len(start), r * c), *arguments, BK=block, BX=COLUMNS, BY=ROWS)
+    refuse_unbounded(logits)
+    out = torch.empty(len(logits), *target.grid_map.image, dtype=torch.int16, device=logits.device)
+    tiles = _tiles([target], whole=True)
+    for (probes, _), _ in _parts(logits[:, None], [target], _bytes_of_counts):
+        out[probes] = _winners(logits[probes, None], tiles).unflatten(1, target.grid_map.image)
     return out
 
 
@@ -85,26 +78,11 @@ def upsampled_counts(
     logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None = None
 ) -> Int64[Tensor, "l b k 3"]:
     """As `plain.upsampled_counts`."""
-    return torch.stack([_counts(logits[:, image], target, confusion) for image, target in enumerate(targets)], 1)
-
-
-def _counts(
-    logits: Float[Tensor, "l t k"], target: Target, confusion: Int64[Tensor, "l k k"] | None
-) -> Int64[Tensor, "l k 3"]:
-    from segbench.kernels import cuda_kernels
-
-    winners = upsampled_argmax(logits, target)
-    labels, valid, classes = target.labels.contiguous(), target.valid.contiguous(), logits.shape[2]
-    bins = 1 << classes.bit_length()  # a power of two, and one at least for what does not count
-    counts = winners.new_empty(len(winners), -(-labels.numel() // TALLIED), 3, bins, dtype=torch.int32)
-    arguments = (winners, labels, valid.view(torch.uint8), counts, labels.numel(), classes)
-    _launch(cuda_kernels.tally, counts.shape[:2], *arguments, BINS=bins, BLOCK=TALLIED, num_warps=4)
-    if confusion is not None:
-        counted = valid & (labels < classes)
-        truth = labels[counted].long() * classes
-        for pairs, predicted in zip(confusion, winners, strict=True):
-            pairs += torch.bincount(truth + predicted[counted], minlength=classes**2).view(classes, classes)
-    return counts.sum(1)[..., :classes].transpose(1, 2).contiguous()
+    refuse_unbounded(logits)
+    counts = torch.empty(*logits.shape[:2], logits.shape[3], 3, dtype=torch.int64, device=logits.device)
+    for part, some in _parts(logits, targets, _bytes_of_counts):
+        counts[part] = _counts(logits[part], some, None if confusion is None else confusion[part[0]])
+    return counts
 
 
 class Kernels:
@@ -160,66 +138,72 @@ def _fault(device: str) -> str | None:
     return None
 
 
-class _Runs(NamedTuple):
-    """Consecutive pixels of one axis between the same two patches, or beyond the outermost; ROWS or COLUMNS at most."""
+def _parts(
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], bytes_of: Callable[[Size, Size, int], int]
+) -> Iterator[tuple[tuple[slice, slice], Sequence[Target]]]:
+    """The probes and images that share launches: these need images with grids alike, and the memory its bound."""
+    begin, (probes, images, _, classes) = 0, logits.shape
+    assert len(targets) == images
+    for grid, alike in groupby(targets, lambda target: target.grid_map.grid):
+        some = list(alike)
+        height, width = (max(target.grid_map.image[axis] for target in some) for axis in (0, 1))
+        pairs = max(1, MEMORY // bytes_of(grid, (height, width), classes))
+        deep, wide = min(probes, pairs), max(1, pairs // probes)
+        for at in range(0, len(some), wide):
+            chosen = some[at : at + wide]
+            for row in range(0, probes, deep):
+                yield (slice(row, row + deep), slice(begin + at, begin + at + len(chosen))), chosen
+        begin += len(some)
 
-    begin: Int64[np.ndarray, " r"]  # the first pixel
-    length: Int64[np.ndarray, " r"]
-    low: Int64[np.ndarray, " r"]  # the patch before
-    high: Int64[np.ndarray, " r"]  # and after; the same if the grid has but one
-    share: Float64[np.ndarray, " r"]  # of the way to the next patch, at the first pixel
-    change: Float64[np.ndarray, " r"]  # of the share, from pixel to pixel
+
+def _bytes_of_loss(grid: Size, image: Size, classes: int) -> int:
+    """What one probe on one image takes, at most: logits by run, the gradient's parts by tile, LSE by pixel."""
+    (h, w), (height, width) = grid, image
+    r, c = h + 1 + height // ROWS, w + 1 + width // COLUMNS
+    return (classes + 31) * (16 * r * c + 48 * r * w + 48 * h * w) + 5 * height * width
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """Where the tiles of a few images lie: every row run with every column run. Empty runs fill up the tables."""
+def _bytes_of_counts(grid: Size, image: Size, classes: int) -> int:
+    """The same for the counts: logits by run, counts by block, of every pixel its winner and the number of its pair."""
+    (h, w), (height, width) = grid, image
+    r, blocks = h + 1 + height // ROWS, height * width // TALLIED + 1
+    return (classes + 31) * (32 * r * w + 16 * h * w + 24 * blocks) + 8 * classes**2 + 30 * height * width
 
-    rows: Int32[Tensor, "b r 2"]  # first pixel row, their number
-    columns: Int32[Tensor, "b c 4"]  # first pixel column, their number, grid column on the left, on the right
-    shares: Float32[Tensor, "b c 2"]  # of the grid column on the right: at the first pixel, from pixel to pixel
-    images: Int64[Tensor, "b 2"]  # where its pixels begin among those of all images, pixels to the next row
-    first: Float64[Tensor, "b r h"]  # weights of the grid's rows in the first pixel row of a run
-    change: Float64[Tensor, "b r h"]  # what they change by from pixel row to pixel row
-    left: Int32[Tensor, "b w1"]  # the first column run that has this grid column or a later one on its left
-    pixels: int  # of all images
 
-    @classmethod
-    def of(cls, targets: Sequence[Target], whole: bool) -> "_Tiles":
-        """Tiles over all pixels, or over those that the model saw."""
-        height, width = targets[0].grid_map.grid
-        assert all(target.grid_map.grid == (height, width) for target in targets), "images of one call share a grid"
-        runs = [tuple(_runs(target.grid_map, axis, whole) for axis in (0, 1)) for target in targets]
-        counts = [max(len(pair[axis].begin) for pair in runs) for axis in (0, 1)]
-        b, (r, c) = len(targets), counts
-        rows, columns, shares = np.zeros((b, r, 2), np.int32), np.zeros((b, c, 4), np.int32), np.zeros((b, c, 2))
-        first, change = np.zeros((b, r, height)), np.zeros((b, r, height))
-        left, images = np.zeros((b, width + 1), np.int32), np.zeros((b, 2), np.int64)
-        pixels = 0
-        for at, (target, (down, across)) in enumerate(zip(targets, runs, strict=True)):
-            r, c = len(down.begin), len(across.begin)
-            rows[at, :r] = np.stack([down.begin, down.length], -1)
-            columns[at, :c] = np.stack([across.begin, across.length, across.low, across.high], -1)
-            shares[at, :c] = np.stack([across.share, across.change], -1)
-            for weights, share, rest in ((first, down.share, 1 - down.share), (change, down.change, -down.change)):
-                weights[at, np.arange(r), down.low] = rest
-                weights[at, np.arange(r), down.high] += share
-            left[at] = np.searchsorted(across.low, np.arange(width + 1))
-            images[at] = pixels, target.grid_map.image[1]
-            pixels += target.valid.numel()
-        tables = (rows, columns, shares.astype(np.float32), images, first, change, left)
-        a, b, c, d, e, f, g = (torch.from_numpy(table).to(targets[0].valid.device) for table in tables)
-        return cls(a, b, c, d, e, f, g, pixels)
+def _counts(
+    logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None
+) -> Int64[Tensor, "l b k 3"]:
+    from segbench.kernels import cuda_kernels
 
-    @property
-    def tables(self) -> tuple[Tensor, ...]:
-        """As every kernel reads them."""
-        return self.rows, self.columns, self.shares, self.images
+    (sites, b, _, classes), tiles = logits.shape, _tiles(targets, whole=True)
+    winners = _winners(logits, tiles)
+    labels = torch.cat([target.labels.flatten() for target in targets])
+    valid = torch.cat([target.valid.flatten() for target in targets])
+    ends = np.cumsum([target.valid.numel() for target in targets])
+    begins = np.append(0, ends[:-1])[:, None] + np.arange(0, np.diff(ends, prepend=0).max(), TALLIED)
+    blocks = np.stack([begins, np.broadcast_to(ends[:, None], begins.shape)], -1)  # empty ones fill up the table
+    bins = 1 << classes.bit_length()  # a power of two, and one at least for what does not count
+    counts = winners.new_empty(sites * b, blocks.shape[1], 3, bins, dtype=torch.int32)
+    where = torch.from_numpy(blocks).to(winners.device)
+    arguments = (winners, labels, valid.view(torch.uint8), where, counts, b, tiles.pixels, classes)
+    _launch(cuda_kernels.tally, counts.shape[:2], *arguments, BINS=bins, BLOCK=TALLIED, num_warps=4)
+    if confusion is not None:
+        rows = torch.arange(sites, device=labels.device)[:, None] * classes + labels
+        pairs = torch.where(valid & (labels < classes), rows * classes + winners, confusion.numel())
+        confusion += torch.bincount(pairs.flatten(), minlength=confusion.numel() + 1)[:-1].view_as(confusion)
+    return counts.sum(1)[..., :classes].transpose(1, 2).unflatten(0, (sites, b))
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Row runs and column runs of an image, empty ones included."""
-        return self.rows.shape[1], self.columns.shape[1]
+
+def _winners(logits: Float[Tensor, "l b t k"], tiles: Tiles) -> Int16[Tensor, "l p"]:
+    """Class of every pixel of all images, one image after the other."""
+    from segbench.kernels import cuda_kernels
+
+    out = torch.empty(len(logits), tiles.pixels, dtype=torch.int16, device=logits.device)
+    start, step = _lines(logits.double(), tiles)
+    (r, c), block = tiles.shape, _block(logits.shape[3])
+    arguments = (start, step, *tiles.tables, out, logits.shape[1], r, c, *start.shape[2:], tiles.pixels)
+    _launch(cuda_kernels.winners, (len(start), r * c), *arguments, BK=block, BX=COLUMNS, BY=ROWS)
+    return out
 
 
 def _losses_and_gradients(
@@ -229,7 +213,7 @@ def _losses_and_gradients(
 
     sites, b, _, classes = logits.shape
     sound = logits.abs().amax((2, 3)) <= LIMIT  # nor is NaN
-    tiles, labels = _Tiles.of(targets, whole=False), torch.stack([_mass(one, classes) for one in targets])
+    tiles, labels = _tiles(targets, whole=False), _masses(targets, classes)
     logits = logits.double()
     logits -= logits.amax(-1, keepdim=True)  # changes nothing, as every pixel's weights sum to 1, but the rounding
     start, step = _lines(logits / LOG2, tiles)
@@ -253,17 +237,24 @@ def _losses_and_gradients(
     return losses + bad, (gradient.flatten(2, 3) - labels + bad[:, :, None, None]).float()
 
 
-def _mass(target: Target, classes: int) -> Float64[Tensor, "t k"]:
-    if "mass" not in target.kept:
-        target.kept["mass"] = mass(target)
-    token, label, pixels = target.kept["mass"]
-    whole = pixels.new_zeros(math.prod(target.grid_map.grid), classes)
-    whole[token, label] = pixels
+def _tiles(targets: Sequence[Target], whole: bool) -> Tiles:
+    return Tiles.of([target.grid_map for target in targets], whole, targets[0].valid.device)
+
+
+def _masses(targets: Sequence[Target], classes: int) -> Float64[Tensor, "b t k"]:
+    for target in targets:
+        if "mass" not in target.kept:
+            target.kept["mass"] = mass(target)
+    kept = [target.kept["mass"] for target in targets]
+    token, label, pixels = (torch.cat(part) for part in zip(*kept, strict=True))
+    image = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(one[0]) for one in kept])).to(token.device)
+    whole = pixels.new_zeros(len(targets), math.prod(targets[0].grid_map.grid), classes)
+    whole[image, token, label] = pixels
     return whole
 
 
 def _lines(
-    logits: Float64[Tensor, "l b t k"], tiles: _Tiles
+    logits: Float64[Tensor, "l b t k"], tiles: Tiles
 ) -> tuple[Float32[Tensor, "n r w kk"], Float32[Tensor, "n r w kk"]]:
     """Logits in the first pixel row of every row run, and their change from pixel row to pixel row.
 
@@ -284,20 +275,3 @@ def _launch(kernel: Any, grid: Sequence[int], *arguments: Tensor | int, num_warp
 def _block(classes: int) -> int:
     """Classes that a lane holds at a time."""
     return 16 if classes <= 16 else 32
-
-
-@lru_cache(maxsize=2048)  # most data sets have a few image sizes
-def _runs(grid_map: GridMap, axis: Axis, whole: bool) -> _Runs:
-    low, share = between(grid_map, axis)
-    at, last = grid_map.coordinates(axis), grid_map.grid[axis] - 1
-    piece = low * 3 + (at < 0) + 2 * (at > last)  # beyond the outermost patches the share stays
-    seen = slice(0, len(low)) if whole else slice(grid_map.seen[axis], grid_map.seen[axis + 2])
-    pixel = np.arange(len(low))[seen]
-    longest = (ROWS, COLUMNS)[axis]
-    starts = np.flatnonzero(np.diff(piece[seen], prepend=-1))
-    ends = np.append(starts, len(pixel))[1:]
-    begin = np.concatenate([np.arange(*pair, longest) for pair in zip(starts, ends, strict=True)] or [starts])
-    length = np.diff(begin, append=len(pixel))
-    first, final = pixel[begin], pixel[begin + length - 1]
-    change = (share[final] - share[first]) / np.maximum(length - 1, 1)
-    return _Runs(first, length, low[first], np.minimum(low[first] + 1, last), share[first], change)

@@ -205,15 +205,21 @@ def winners(
 
 @triton.jit
 @no_type_check
-def tally(WINNERS, LABELS, VALID, OUT, pixels, classes, BINS: tl.constexpr, BLOCK: tl.constexpr):
-    """OUT [probe, block of pixels, (hit, truth, predicted), bin]: valid pixels of a class; what counts not is a bin."""
-    probe, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = block * BLOCK + tl.arange(0, BLOCK)
-    inside = at < pixels
-    winner = tl.load(WINNERS + probe * pixels + at, mask=inside, other=0).to(tl.int32)
+def tally(
+    WINNERS, LABELS, VALID, BLOCKS, OUT, images, pixels, classes, BINS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """OUT [probe and image, block, (hit, truth, predicted), bin]: valid pixels of a class; what counts not is a bin.
+
+    BLOCKS [image, block, 2]: its first pixel among those of all images, and the end of the image.
+    """
+    both, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    where = BLOCKS + (both % images * tl.num_programs(1) + block) * 2
+    at = tl.load(where) + tl.arange(0, BLOCK)
+    inside = at < tl.load(where + 1)
+    winner = tl.load(WINNERS + both // images * pixels + at, mask=inside, other=0).to(tl.int32)
     label = tl.load(LABELS + at, mask=inside, other=0).to(tl.int32)
     counted = (tl.load(VALID + at, mask=inside, other=0) != 0) & (label < classes)
-    out = OUT + (probe * tl.num_programs(1) + block) * 3 * BINS + tl.arange(0, BINS)
+    out = OUT + (both * tl.num_programs(1) + block) * 3 * BINS + tl.arange(0, BINS)
     tl.store(out, tl.histogram(tl.where(counted & (winner == label), winner, classes), BINS))
     tl.store(out + BINS, tl.histogram(tl.where(counted, label, classes), BINS))
     tl.store(out + 2 * BINS, tl.histogram(tl.where(counted, winner, classes), BINS))

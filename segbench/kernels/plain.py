@@ -16,9 +16,7 @@ ROWS_AT_ONCE = 1 << 19  # full-resolution logits alive at a time: 2 MiB in float
 @torch.no_grad()
 def upsampled_argmax(logits: Float[Tensor, "l t k"], target: Target) -> Int16[Tensor, "l H W"]:
     """Class of every pixel at original resolution, valid or not (clamped at the grid's border); the first on a tie."""
-    for row, largest in enumerate(logits.abs().amax((1, 2)).tolist()):
-        if not largest <= LIMIT:  # nor is NaN
-            raise unbounded(logits, row)
+    refuse_unbounded(logits)
     return torch.cat([_argmax(pixels) for _, pixels in _strips(_grid(logits, target), target)], 1)
 
 
@@ -27,6 +25,7 @@ def upsampled_counts(
     logits: Float[Tensor, "l b t k"], targets: Sequence[Target], confusion: Int64[Tensor, "l k k"] | None = None
 ) -> Int64[Tensor, "l b k 3"]:
     """Pixels per class as (hit, truth, predicted) over the valid pixels; pairs (truth, predicted) go to `confusion`."""
+    refuse_unbounded(logits)
     sites, images, _, classes = logits.shape
     counts = torch.empty(sites, images, classes, 3, dtype=torch.int64, device=logits.device)
     for image, target in enumerate(targets):
@@ -38,6 +37,13 @@ def upsampled_counts(
             if confusion is not None:
                 confusion[probe] += pairs
     return counts
+
+
+def refuse_unbounded(logits: Float[Tensor, "l *n"]) -> None:
+    """CellError, naming the probe, for logits that have no argmax."""
+    for row, largest in enumerate(logits.abs().amax(tuple(range(1, logits.ndim))).tolist()):
+        if not largest <= LIMIT:  # nor is NaN
+            raise unbounded(logits, row)
 
 
 def unbounded(logits: Float[Tensor, "l *n"], row: int) -> CellError:

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from segbench import geometry, kernels
 from segbench.errors import CellError
@@ -22,8 +20,7 @@ from segbench.types import IGNORE, GridMap
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-PAD, CROP = geometry.pad((4, 4), (33, 57)), geometry.crop((4, 5), (30, 41), 24)
-LENGTH, PATCHES = st.integers(1, 80), st.integers(1, 6)
+PAD, CROP = geometry.pad((3, 3), (9, 17)), geometry.crop((2, 3), (10, 14), 8)  # small: a row of 32 pixels takes 1 ms
 
 
 def interpreted():
@@ -72,19 +69,19 @@ def fused(logits, target):
 @pytest.mark.parametrize(
     ("grid_map", "classes", "scale"),
     [
-        pytest.param(GridMap.squash((3, 4), (23, 40)), 19, 2, id="squash"),
+        pytest.param(GridMap.squash((2, 3), (7, 20)), 19, 2, id="squash"),
         pytest.param(PAD, 37, 2, id="pad"),
         pytest.param(CROP, 2, 2, id="crop, two classes"),
-        pytest.param(GridMap.squash((1, 3), (7, 141)), 5, 2, id="one row, cells wider than a tile"),
+        pytest.param(GridMap.squash((1, 2), (3, 82)), 5, 2, id="one row, cells wider than a tile"),
         pytest.param(GridMap.squash((6, 5), (4, 3)), 5, 2, id="fewer pixels than patches"),
-        pytest.param(GridMap.squash((2, 2), (70, 4)), 150, 3, id="cells higher than a tile"),
-        pytest.param(GridMap.squash((1, 2), (1, 4)), 1203, 3, id="many classes"),
-        pytest.param(GridMap.squash((3, 3), (40, 40)), 21, 100, id="far apart"),
-        pytest.param(GridMap.squash((3, 4), (37, 29)), 6, 12, id="some far apart"),
+        pytest.param(GridMap.squash((2, 1), (70, 3)), 33, 3, id="cells higher than a tile"),
+        pytest.param(GridMap.squash((1, 2), (1, 2)), 1203, 3, id="many classes"),
+        pytest.param(GridMap.squash((2, 2), (13, 12)), 21, 100, id="far apart"),
+        pytest.param(GridMap.squash((2, 3), (17, 13)), 6, 12, id="some far apart"),
     ],
 )
 def test_loss_and_gradient_are_float64s_up_to_rounding(triton, grid_map, classes, scale):
-    target, logits = scene(grid_map, classes, scale)
+    target, logits = scene(grid_map, classes, scale, probes=1)
     (ours, gradient), (right, slope) = fused(logits, target), exact(logits, target)
     torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
     assert (gradient - slope).norm() < 1e-5 * slope.norm()
@@ -92,7 +89,7 @@ def test_loss_and_gradient_are_float64s_up_to_rounding(triton, grid_map, classes
 
 def test_classes_that_fade_between_patches_do_not_vanish(triton):
     """Every class is at home on one patch and 300 below elsewhere: half way, all exponentials are below 2^-126."""
-    grid_map = GridMap.squash((3, 3), (33, 33))
+    grid_map = GridMap.squash((3, 3), (12, 12))
     target, _ = scene(grid_map, 9)
     logits = torch.eye(9, device=DEVICE)[None] * 300
     (ours, gradient), (right, slope) = fused(logits, target), exact(logits, target)
@@ -101,29 +98,46 @@ def test_classes_that_fade_between_patches_do_not_vanish(triton):
 
 
 def test_a_probes_large_logits_cost_another_probe_no_digit(triton):
-    target, logits = scene(GridMap.squash((3, 3), (20, 20)), 5)
+    target, logits = scene(GridMap.squash((2, 2), (8, 8)), 5)
     alone = fused(logits[:1], target)
     shifted = fused(torch.cat([logits[:1], logits[1:] * 1000]), target)
     assert torch.equal(alone[0], shifted[0][:1])
     assert torch.equal(alone[1], shifted[1][:1])
 
 
-def test_images_of_one_call_are_as_alone_and_the_same_bits_each_time(triton, monkeypatch):
-    maps = [GridMap.squash((2, 2), (9, 34)), geometry.crop((2, 2), (12, 17), 8), geometry.pad((2, 2), (11, 5))]
-    scenes = [scene(grid_map, 7, seed=seed) for seed, grid_map in enumerate(maps)]
-    logits = torch.stack([one for _, one in scenes], 1)
-    targets = [target for target, _ in scenes]
-    for at_once in (64, 4):
-        monkeypatch.setattr(cuda, "AT_ONCE", at_once)
-        losses, gradients = cuda.losses_and_gradients(logits, targets)
-        for number, (target, one) in enumerate(scenes):
-            loss, alone = fused(one, target)
-            assert torch.equal(losses[:, number].cpu(), loss)
-            assert torch.equal(gradients[:, number].cpu(), alone)
+def test_images_that_share_launches_are_as_in_launches_of_their_own_to_the_bit(triton, monkeypatch):
+    maps = [GridMap.squash((1, 2), (2, 34)), geometry.crop((1, 2), (3, 5), 2), GridMap.squash((2, 1), (5, 2))]
+    scenes = [scene(grid_map, 5, seed=seed) for seed, grid_map in enumerate(maps)]
+    logits, targets = torch.stack([one for _, one in scenes], 1), [target for target, _ in scenes]
+    monkeypatch.setattr(cuda, "TALLIED", 32)
+    results = []
+    for memory, parts in ((1 << 29, 2), (1, 6)):
+        monkeypatch.setattr(cuda, "MEMORY", memory)
+        assert len(list(cuda._parts(logits, targets, cuda._bytes_of_loss))) == parts
+        confusion = torch.ones(2, 5, 5, dtype=torch.int64, device=DEVICE)
+        counts = cuda.upsampled_counts(logits, targets, confusion)
+        assert counts[..., 1].sum(2).tolist() == [[target.pixels for target in targets]] * 2
+        assert torch.equal(confusion.sum(2) - 5, counts[..., 1].sum(1))
+        results.append((*cuda.losses_and_gradients(logits, targets), counts, confusion))
+    assert all(torch.equal(together, alone) for together, alone in zip(*results, strict=True))
+
+
+def test_parts_cover_every_probe_on_every_image_once_and_stay_within_the_memory(monkeypatch):
+    grids = [(4, 4)] * 5 + [(2, 8)] * 2 + [(4, 4)]
+    targets = [Target.of(GridMap.squash(grid, (20, 30)), np.zeros((20, 30), np.uint8)) for grid in grids]
+    for fits in (1, 2, 5, 7, 12, 1000):
+        monkeypatch.setattr(cuda, "MEMORY", fits * 100)
+        covered = torch.zeros(5, 8)
+        for part, some in cuda._parts(torch.zeros(5, 8, 16, 3), targets, lambda *_: 100):
+            covered[part] += 1
+            assert covered[part].numel() <= fits
+            assert some == targets[part[1]]
+            assert len({target.grid_map.grid for target in some}) == 1
+        assert (covered == 1).all()
 
 
 def test_an_image_without_labels_has_no_loss_and_no_gradient(triton):
-    unseen = GridMap((4, 4), (9, 9), (0.4, 0.4), (0.0, 0.0), (3, 3, 3, 9))
+    unseen = GridMap((3, 3), (9, 9), (0.4, 0.4), (0.0, 0.0), (3, 3, 3, 9))
     for target, logits in (scene(PAD, 4, ignored=1), scene(unseen, 4)):
         loss, gradient = fused(logits, target)
         assert loss.tolist() == [0, 0]
@@ -131,16 +145,15 @@ def test_an_image_without_labels_has_no_loss_and_no_gradient(triton):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter is numpy
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2e37])
-def test_a_logit_without_bounds_spoils_the_loss_of_its_probe_alone(triton, bad):
-    target, logits = scene(GridMap.squash((2, 2), (5, 5)), 4)
-    right = fused(logits, target)
-    logits[1, 3, 2] = bad
+def test_a_logit_without_bounds_spoils_the_loss_of_its_probe_alone(triton):
+    target, logits = scene(GridMap.squash((2, 2), (3, 3)), 4, probes=5)
+    right = fused(logits[:1], target)
+    logits[1:, 3, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf, 2e37])
     loss, gradient = fused(logits, target)
     assert loss[0] == right[0][0]
     assert torch.equal(gradient[0], right[1][0])
-    assert loss[1].isnan()
-    assert gradient[1].isnan().all()
+    assert loss[1:].isnan().all()
+    assert gradient[1:].isnan().all()
 
 
 def test_a_ground_truth_beyond_the_probes_classes_is_refused(triton):
@@ -153,7 +166,7 @@ def test_a_ground_truth_beyond_the_probes_classes_is_refused(triton):
 
 @pytest.mark.parametrize(
     ("grid_map", "classes"),
-    [(GridMap.squash((3, 4), (23, 40)), 19), (PAD, 37), (CROP, 2), (GridMap.squash((1, 1), (7, 40)), 5)],
+    [(GridMap.squash((2, 3), (9, 40)), 19), (PAD, 33), (CROP, 2), (GridMap.squash((1, 1), (3, 40)), 5)],
 )
 def test_argmax_and_counts_are_the_plain_ones_but_for_near_ties(triton, grid_map, classes):
     target, logits = scene(grid_map, classes)
@@ -168,10 +181,10 @@ def test_argmax_and_counts_are_the_plain_ones_but_for_near_ties(triton, grid_map
 
 
 def test_the_first_of_equal_classes_wins(triton):
-    target, logits = scene(GridMap.squash((3, 3), (12, 20)), 40)
-    logits[..., 20:] = logits[..., :20]
+    target, logits = scene(GridMap.squash((3, 3), (9, 10)), 20, probes=1)
+    logits[..., 10:] = logits[..., :10]
     winners = cuda.upsampled_argmax(logits, target)
-    assert winners.max() < 20
+    assert winners.max() < 10
     assert len(winners.unique()) > 5
     assert cuda.upsampled_argmax(torch.zeros_like(logits), target).count_nonzero() == 0
 
@@ -204,7 +217,17 @@ def test_a_device_that_is_neither_cpu_nor_gpu_has_plain_pytorch():
 
 def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(triton, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    right = cuda.upsampled_counts
+
+    def once(function):  # what is tried is the same each time
+        found = []
+
+        def call(*arguments):
+            found[:] = found or [function(*arguments)]
+            return found[0]
+
+        return call
+
+    right = once(cuda.upsampled_counts)
 
     def wrong(*arguments):
         return right(*arguments).roll(1, 2)
@@ -212,6 +235,7 @@ def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(
     def missing(*_):
         raise RuntimeError("Failed to find C compiler.")
 
+    monkeypatch.setattr(cuda, "losses_and_gradients", once(cuda.losses_and_gradients))
     for counts, says in (
         (right, "Triton"),
         (wrong, "plain PyTorch (triton's kernels are off by "),
@@ -225,32 +249,6 @@ def test_the_kernels_are_tried_before_they_are_used_and_plain_pytorch_stands_in(
         assert (made.kernels is None) == (says != "Triton")
         assert [record.message.startswith(f"probes on {DEVICE}: {says}") for record in caplog.records] == [True]
     cuda.making.cache_clear()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    grid=st.tuples(PATCHES, PATCHES),
-    image=st.tuples(LENGTH, LENGTH),
-    scale=st.tuples(*[st.floats(0.01, 3)] * 2),
-    shift=st.tuples(*[st.floats(-4, 8)] * 2),
-    part=st.tuples(*[st.floats(0, 1)] * 4),
-)
-def test_runs_hold_every_seen_pixel_once_and_its_place_between_the_patches(grid, image, scale, shift, part):
-    ends = [sorted(int(a * n) for a in part[axis::2]) for axis, n in enumerate(image)]
-    grid_map = GridMap(grid, image, scale, shift, (ends[0][0], ends[1][0], ends[0][1], ends[1][1]))
-    for axis in (0, 1):
-        for whole, pixels in ((True, range(image[axis])), (False, range(*ends[axis]))):
-            runs = cuda._runs(grid_map, axis, whole)
-            right, found = upsampling(grid_map, axis), []
-            for begin, length, low, high, share, change in zip(*runs, strict=True):
-                assert 0 < length <= 32
-                for step in range(length):
-                    weights = np.zeros(grid[axis])
-                    weights[low] = 1 - share - step * change
-                    weights[high] += share + step * change
-                    np.testing.assert_allclose(weights, right[begin + step], atol=1e-9)
-                    found.append(begin + step)
-            assert found == list(pixels)
 
 
 def test_the_kernels_compile_for_a_gpu_that_is_not_here():
