@@ -292,3 +292,16 @@ def test_what_was_read_before_memory_ran_out_is_not_read_again(lack):
     assert narrow.tried == [4, 4, 4, 2, 1, 1, 1, 1]
     assert list(itertools.chain(*made)) == [int(narrow.target(index).labels.sum()) for index in range(12)]
     assert micro_batch.images == 1
+
+
+def test_an_evaluation_and_a_standardisation_that_lack_memory_say_the_same_with_fewer_images_at_once():
+    made, other = bank(), bank()
+    narrow, wide = Narrow(1, MemoryError(), batch_size=8), Planted(batch_size=1)
+    made.standardise(narrow, range(12))
+    other.standardise(wide, range(12))
+    assert narrow.tried == [8, 4, 2, *[1] * 12]
+    for ours, theirs in zip([*made.means, *made.deviations], [*other.means, *other.deviations], strict=True):
+        assert torch.equal(ours, theirs)
+    ours, theirs = probes.evaluate(made, narrow, [7, 2, 5]), probes.evaluate(other, wide, [7, 2, 5])
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.confusion, theirs.confusion)

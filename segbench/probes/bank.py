@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor, nn
 
 from segbench.adapters.base import Features
 from segbench.errors import CellError
 from segbench.features import FeatureSource, Indices
 from segbench.kernels.linear import linear
+from segbench.probes.memory import Batch, MicroBatch
 from segbench.team import Team
 from segbench.types import Site
 
@@ -87,12 +88,11 @@ class ProbeBank(nn.Module):
         count = self.means[0].new_zeros(1, dtype=torch.float64)
         sums = [torch.zeros_like(mean, dtype=torch.float64) for mean in self.means]
         squares = [torch.zeros_like(one) for one in sums]
-        for features, _ in source.read(source.own(indices)):
-            count += features[self.sites[0]].shape[:2].numel()
-            for row, site in enumerate(self.sites):
-                tokens = features[site].double().flatten(0, 1)
-                sums[row] += tokens.sum(0)
-                squares[row] += tokens.square().sum(0)
+        for tokens, found in MicroBatch(source.batch_size).each(source, source.own(indices), self._moments):
+            count += tokens
+            for row, (first, second) in enumerate(found):
+                sums[row] += first
+                squares[row] += second
         source.team.sum([count, *sums, *squares])
         for row in range(len(self.sites)):
             mean = sums[row] / count
@@ -126,6 +126,12 @@ class ProbeBank(nn.Module):
             weight = probe.weight / deviation
             shift = weight @ mean
             yield weight, -shift if probe.bias is None else probe.bias - shift
+
+    def _moments(self, batch: Batch) -> tuple[int, list[tuple[Float64[Tensor, "_d"], Float64[Tensor, "_d"]]]]:
+        """Number of tokens; by site their sum and the sum of their squares."""
+        features, _ = batch
+        tokens = (features[site].double().flatten(0, 1) for site in self.sites)
+        return features[self.sites[0]].shape[:2].numel(), [(one.sum(0), one.square().sum(0)) for one in tokens]
 
     def _linears(self) -> list[nn.Linear]:
         return list(self.linears)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor
 from segbench.features import FeatureSource, Indices
 from segbench.kernels import LIMIT, Target, upsampled_argmax, upsampled_counts
 from segbench.probes.bank import Diverged, ProbeBank, refuse_divergence
+from segbench.probes.memory import MicroBatch
 
 
 class Counted(NamedTuple):
@@ -76,8 +77,8 @@ def _logits(
     bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[Float[Tensor, "l b t k"], Sequence[Target]]]:
     """Logits on the patch grid, batch by batch; Diverged where they have no argmax."""
-    for features, targets in source.read(indices):
-        logits = bank(features)
+    micro_batch = MicroBatch(source.batch_size)
+    for logits, targets in micro_batch.each(source, indices, lambda batch: (bank(batch[0]), batch[1])):
         for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
             if not largest <= LIMIT:  # nor is NaN
                 raise Diverged(
