@@ -2,7 +2,7 @@
  *
  * A kernel's file is compiled once for every target (build.py), with -DTARGET=avx512, avx2 or baseline: EXPORT(name) is
  * then name_avx512 and so on, and the caller takes the best that the machine can run. Plain C with GCC's vector
- * extension, which clang knows as well: no intrinsics, no headers of Python, no state outside the arguments.
+ * extension, which clang knows as well: hardly an intrinsic, no headers of Python, no state outside the arguments.
  */
 #ifndef SEGBENCH_LANES_H
 #define SEGBENCH_LANES_H
@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -39,6 +42,29 @@ static inline ints all_int(int32_t value) { return value - (ints){0}; }
 static inline ints choose(ints mask, ints yes, ints no) { return (mask & yes) | (~mask & no); }
 static inline floats choose_float(ints mask, floats yes, floats no) {
     return (floats)choose(mask, (ints)yes, (ints)no);
+}
+
+/* The larger one in every lane, which compilers do not find to be one instruction. */
+static inline floats larger(floats x, floats y) {
+#if LANES == 16
+    return (floats)_mm512_max_ps((__m512)x, (__m512)y);
+#elif LANES == 8
+    return (floats)_mm256_max_ps((__m256)x, (__m256)y);
+#elif defined(__SSE__)
+    return (floats)_mm_max_ps((__m128)x, (__m128)y);
+#else
+    return choose_float(x > y, x, y);
+#endif
+}
+
+static inline float largest(floats x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float found = x[0];
+    for (int l = 1; l < LANES; l++) found = x[l] > found ? x[l] : found;
+    return found;
+#endif
 }
 
 /* Whether a number is infinite, NaN or of a size at which differences overflow. Looks at bits: the compiler may assume

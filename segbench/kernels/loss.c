@@ -1,8 +1,10 @@
 /* Cross-entropy of up-sampled logits and its gradient, without full-resolution logits.
  *
- * Along a row of pixels between two patch centres a class's logit is linear, so its exponential is a geometric
- * progression: two exponentials per row, cell and class, then one multiplication per pixel and class. The gradient's
- * sums over the pixels of a run, sum s(x) r^x and sum s(x) x r^x, are Horner's scheme. Lanes are rows of pixels.
+ * Along a run of pixels of a row between two patch centres a class's logit is linear. Its exponential is then a sum of
+ * a few powers (powers.h): one exponential per row, cell and class, the powers' sums over the classes, and from those
+ * the sums at the pixels. Where logits move too far for that, or pixels are few, it is a geometric progression: two
+ * exponentials, then one multiplication per pixel and class. The gradient's sums over the pixels are Horner's scheme
+ * either way. Lanes are rows of pixels.
  *
  * The ground truth enters linearly: cross-entropy = sum over pixels of log sum exp - <mass, logits>, where mass is the
  * transposed up-sampling of the one-hot mask (plan.c); here pixels need one bit each, whether they count.
@@ -12,12 +14,13 @@
  * the chord is cut in two, down to single pixels, and so is one whose chord is too coarse a number.
  */
 #include "lanes.h"
+#include "powers.h"
 
-enum { RUN = 48 };                      /* pixels; also bounds the rounding of the progression's last term */
-enum { GROUP = LANES == 16 ? 8 : 4 };   /* classes whose progressions are in registers at a time */
-static const float LEAST = -87.3f; /* its exponential is about float32's smallest normal number */
-static const float FAR = 40;       /* exp(LEAST + FAR) is still beneath all rounding */
-static const float LARGE = 1e4f;   /* the chord between larger logits is off by more than a thousandth */
+enum { STEPS = 48 };                  /* pixels; bounds the rounding of a progression's last term */
+enum { GROUP = LANES == 16 ? 8 : 4 }; /* classes whose terms are in registers at a time */
+static const float LEAST = -87.3f;    /* its exponential is about float32's smallest normal number */
+static const float FAR = 40;          /* exp(LEAST + FAR) is still beneath all rounding */
+static const float LARGE = 1e4f;      /* the chord between larger logits is off by more than a thousandth */
 
 typedef struct { /* rows of pixels, one a lane, as mixtures of rows of the grid */
     int64_t count;
@@ -25,25 +28,31 @@ typedef struct { /* rows of pixels, one a lane, as mixtures of rows of the grid 
     floats weight[2 * LANES];
 } Mix;
 
+typedef struct { /* a line that no logit exceeds: its height at the start, and by how much it rises up to the end */
+    floats start, rises, above, below; /* most that a class gains on it, or loses */
+} Chord;
+
 typedef struct { /* the cell at hand; arrays over the classes, and room for a whole GROUP */
     int64_t classes;
     floats *logit[2], *gradient[2]; /* at its left and its right column */
-    floats *first, *ratio;          /* of the run at hand's progression */
+    floats top[2];                  /* the largest logits there */
+    Chord chord;                    /* between them */
+    floats *first, *by;             /* of every class, whose terms are first, first * by, first * by^2 and so on */
+    Book *book;
     double loss;
 } Cell;
 
-static inline floats most(floats x, floats y) { return choose_float(x > y, x, y); }
-
-static inline float largest(floats x) {
-    float found = x[0];
-    for (int l = 1; l < LANES; l++) found = x[l] > found ? x[l] : found;
-    return found;
-}
+typedef struct { /* n pixels of every lane's row, at start + x * step of the way from the left column to the right */
+    int64_t n;
+    float start, step, end;
+    const uint16_t *bits;
+    int shift;
+} Run;
 
 /* Cephes' polynomials (expf, logf; Moshier 1989), for x <= 88 and for positive normal x. */
 static inline floats exponential(floats x) {
     const floats round = all(12582912.f); /* 1.5 * 2^23 */
-    x = most(x, all(LEAST));
+    x = larger(x, all(LEAST));
     floats shifted = x * 1.44269504088896341f + round, n = shifted - round;
     floats f = x - n * 0.693145751953125f - n * 1.42860682030941723e-6f;
     floats p = 1.9875691500e-4f * f + 1.3981999507e-3f;
@@ -69,81 +78,187 @@ static inline ints counted(uint32_t bits) {
     return (all_int((int32_t)bits) & lane) != 0;
 }
 
-/* Add the terms of `group` classes to every pixel's total. */
+/* Add the m-th terms of `group` classes to sum[m]. */
 static inline __attribute__((always_inline)) void forward(
-    const floats *first, const floats *ratio, floats *total, int64_t n, const int group) {
+    const floats *first, const floats *ratio, floats *sum, int64_t terms, const int group) {
     floats term[GROUP], by[GROUP];
     for (int g = 0; g < group; g++) term[g] = first[g], by[g] = ratio[g];
-    for (int64_t x = 0; x < n; x++) {
-        floats even = total[x], odd = all(0);
+    for (int64_t m = 0; m < terms; m++) {
+        floats even = sum[m], odd = all(0);
         for (int g = 0; g < group; g += 2) even += term[g], odd += term[g + 1];
-        total[x] = even + odd;
+        sum[m] = even + odd;
         for (int g = 0; g < group; g++) term[g] *= by[g];
     }
 }
 
-/* With s the pixels' weights: add to both columns what the terms of `group` classes pull at them. */
+/* Add to both columns what the terms of `group` classes pull at them: `weight` at both, `start * weight + step * moved`
+ * of it at the right one. */
 static inline __attribute__((always_inline)) void backward(
-    Cell *cell, int64_t k, const floats *weight, int64_t n, float start, float step, const int group) {
-    floats sum[GROUP], moment[GROUP], by[GROUP]; /* sum s r^x and sum s (x + 1) r^x */
-    for (int g = 0; g < group; g++) sum[g] = moment[g] = all(0), by[g] = cell->ratio[k + g];
-    for (int64_t x = n - 1; x >= 0; x--)
+    Cell *cell, int64_t k, const floats *weight, const floats *moved, float start, float step, int64_t terms,
+    const int group) {
+    floats pull[GROUP], moment[GROUP], by[GROUP];
+    for (int g = 0; g < group; g++) pull[g] = moment[g] = all(0), by[g] = cell->by[k + g];
+    for (int64_t m = terms - 1; m >= 0; m--)
         for (int g = 0; g < group; g++) {
-            sum[g] = sum[g] * by[g] + weight[x];
-            moment[g] = moment[g] * by[g] + sum[g];
+            pull[g] = pull[g] * by[g] + weight[m];
+            moment[g] = moment[g] * by[g] + moved[m];
         }
     for (int g = 0; g < group; g++) {
-        floats right = cell->first[k + g] * (start * sum[g] + step * (moment[g] - sum[g]));
-        cell->gradient[0][k + g] += cell->first[k + g] * sum[g] - right;
-        cell->gradient[1][k + g] += right;
+        floats right = start * pull[g] + step * moment[g];
+        cell->gradient[0][k + g] += cell->first[k + g] * (pull[g] - right);
+        cell->gradient[1][k + g] += cell->first[k + g] * right;
     }
 }
 
-/* n pixels of every lane's row, at start + x * step of the way from the cell's left column to its right one. */
-static void run(Cell *cell, float start, float step, int64_t n, const uint16_t *bits, int shift) {
-    uint32_t any = 0, lanes = (1u << LANES) - 1;
-    for (int64_t x = 0; x < n; x++) any |= bits[x];
-    if (!(any >> shift & lanes)) return;
-    if (n == 1) step = 0; /* a ratio that nobody needs must not overflow */
-    const floats *left = cell->logit[0], *right = cell->logit[1];
-    float end = start + step * (float)(n - 1);
-    int64_t half = n / 2, k;
-    floats top = all(-3e38f), top_end = top, gain = top;
-    if (n <= RUN)
-        for (k = 0; k < cell->classes; k++) {
-            floats slope = right[k] - left[k];
-            cell->first[k] = left[k] + start * slope;
-            top = most(top, cell->first[k]);
-            top_end = most(top_end, left[k] + end * slope);
-            gain = most(gain, slope * (end - start));
+/* The sums at the pixels, from the powers' sums. */
+static void expand(const Powers *powers, const floats *sum, floats *total) {
+    for (int64_t p = 0, n = powers->n; 2 * p < n; p++) {
+        floats even = all(0), odd = all(0);
+        for (int64_t m = 0; m < powers->terms; m += 2) {
+            even += powers->q[p][m] * sum[m];
+            odd += powers->q[p][m + 1] * sum[m + 1];
         }
-    floats size = most(most(top, -top), most(top_end, -top_end));
-    if (n > RUN || (n > 1 && (largest(gain - (top_end - top)) > FAR || largest(size) > LARGE))) {
-        run(cell, start, step, half, bits, shift);
-        run(cell, start + (float)half * step, step, n - half, bits + half, shift);
-        return;
+        total[p] = even - odd, total[n - 1 - p] = even + odd;
     }
-    floats chord = (top_end - top) / (float)(n > 1 ? n - 1 : 1), total[RUN];
-    for (k = 0; k < cell->classes; k++) {
-        cell->first[k] = exponential(cell->first[k] - top);
-        cell->ratio[k] = exponential(step * (right[k] - left[k]) - chord);
+}
+
+/* The way back: the powers' weights, from the pixels'; of two kinds, to read q once. */
+static void gather(const Powers *powers, const floats *const pixel[2], floats *const weight[2]) {
+    int64_t n = powers->n;
+    floats at[(LONGEST + 1) / 2][4]; /* even in z, and odd */
+    for (int64_t p = 0; 2 * p < n; p++)
+        for (int kind = 0; kind < 2; kind++) {
+            floats far = pixel[kind][n - 1 - p], near = 2 * p == n - 1 ? all(0) : pixel[kind][p];
+            at[p][2 * kind] = far + near, at[p][2 * kind + 1] = far - near;
+        }
+    for (int64_t m = 0; m < powers->terms; m += 4) {
+        floats sum[2][4] = {{all(0), all(0), all(0), all(0)}, {all(0), all(0), all(0), all(0)}};
+        for (int64_t p = 0; 2 * p < n; p++)
+            for (int i = 0; i < 4; i++)
+                for (int kind = 0; kind < 2; kind++) sum[kind][i] += powers->q[p][m + i] * at[p][2 * kind + i % 2];
+        for (int kind = 0; kind < 2; kind++) memcpy(weight[kind] + m, sum[kind], sizeof sum[kind]);
     }
-    for (; k % GROUP; k++) cell->first[k] = cell->ratio[k] = all(0);
-    for (int64_t x = 0; x < n; x++) total[x] = all(0);
-    for (k = 0; k + 4 < cell->classes; k += GROUP) forward(cell->first + k, cell->ratio + k, total, n, GROUP);
-    if (k < cell->classes) forward(cell->first + k, cell->ratio + k, total, n, 4);
-    floats above = all(0), pixels = all(0), way = all(0); /* the chord itself in float64: it may be large */
-    for (int64_t x = 0; x < n; x++) {
-        ints mask = counted(bits[x] >> shift);
-        above += (floats)((ints)logarithm(total[x]) & mask);
-        pixels += (floats)((ints)all(1) & mask);
-        way += (floats)((ints)all((float)x) & mask);
-        total[x] = (floats)((ints)(1.f / total[x]) & mask);
+}
+
+/* The chord between the run's largest logits. */
+static Chord chord_of(const Cell *cell, const Run *run) {
+    const floats lowest = all(-3e38f);
+    floats start = lowest, end = lowest, up = lowest, down = lowest;
+    for (int64_t k = 0; k < cell->classes; k++) {
+        floats from = cell->logit[0][k], slope = cell->logit[1][k] - from, move = slope * (run->end - run->start);
+        start = larger(start, from + run->start * slope), end = larger(end, from + run->end * slope);
+        up = larger(up, move), down = larger(down, -move);
     }
+    return (Chord){start, end - start, up - (end - start), down + (end - start)};
+}
+
+/* Whether float32 can hold a run's terms relative to its chord. */
+static int holds(const Chord *chord) {
+    floats end = chord->start + chord->rises, size = larger(larger(chord->start, -chord->start), larger(end, -end));
+    return largest(chord->above) <= FAR && largest(size) <= LARGE;
+}
+
+/* The part of the cell's own chord that lies over a run. */
+static Chord part_of(const Chord *chord, const Run *run) {
+    float share = run->end - run->start;
+    return (Chord){
+        chord->start + run->start * chord->rises, chord->rises * share, chord->above * share, chord->below * share};
+}
+
+/* From the totals of the run's pixels to their weights, also times from + x * by; the sum of log total over the counted
+ * pixels, of `many` at a time, whose product float32 must hold. */
+static inline __attribute__((always_inline)) floats weigh(
+    const Run *run, const floats *total, float from, float by, floats *weight, floats *moved, const int many) {
+    floats above = all(0);
+    for (int64_t x = 0; x < run->n; x += many) {
+        floats product = all(1);
+        for (int64_t i = x; i < x + many && i < run->n; i++) {
+            ints mask = counted(run->bits[i] >> run->shift);
+            product *= choose_float(mask, total[i], all(1));
+            weight[i] = (floats)((ints)(1.f / total[i]) & mask);
+            moved[i] = weight[i] * (from + by * (float)i);
+        }
+        above += logarithm(product);
+    }
+    return above;
+}
+
+/* The chord's height, summed over the counted pixels; in float64, as it may be large. */
+static double under(const Run *run, const Chord *chord) {
+    floats pixels = all(0), along = all(0);
+    for (int64_t x = 0; x < run->n; x++) {
+        ints mask = counted(run->bits[x] >> run->shift);
+        pixels -= __builtin_convertvector(mask, floats);
+        along += (floats)((ints)all((float)x) & mask);
+    }
+    double total = 0, pixel = run->n > 1 ? 1. / (double)(run->n - 1) : 0;
     for (int l = 0; l < LANES; l++)
-        cell->loss += (double)above[l] + (double)top[l] * (double)pixels[l] + (double)chord[l] * (double)way[l];
-    for (k = 0; k + 4 < cell->classes; k += GROUP) backward(cell, k, total, n, start, step, GROUP);
-    if (k < cell->classes) backward(cell, k, total, n, start, step, 4);
+        total += (double)chord->start[l] * (double)pixels[l] + (double)chord->rises[l] * pixel * (double)along[l];
+    return total;
+}
+
+/* Loss and gradient of a run that its chord holds: by powers of what a class's logit gains on the chord on half of the
+ * run, its terms then being those of the middle; without powers by a progression from the first pixel. */
+static void walk(Cell *cell, const Run *run, const Chord *chord, const Powers *powers) {
+    int64_t n = run->n, classes = cell->classes, k;
+    float half = (run->end - run->start) / 2, pixel = 1 / (float)(n > 1 ? n - 1 : 1);
+    float way = powers ? run->start + half : run->start, step = powers ? half : run->step;
+    floats line = powers ? chord->start + chord->rises / 2 : chord->start;
+    floats line_step = powers ? chord->rises / 2 : chord->rises * pixel;
+    for (k = 0; k < classes; k++) {
+        floats from = cell->logit[0][k], slope = cell->logit[1][k] - from;
+        cell->first[k] = exponential(from + way * slope - line);
+        cell->by[k] = step * slope - line_step;
+    }
+    for (k = 0; !powers && k < classes; k++) cell->by[k] = exponential(cell->by[k]);
+    for (k = classes; k % GROUP; k++) cell->first[k] = cell->by[k] = all(0);
+    floats total[LONGEST], weight[LONGEST], moved[LONGEST], sum[POWERS], sum_moved[POWERS];
+    floats *sums = powers ? sum : total;
+    int64_t terms = powers ? powers->terms : n;
+    for (int64_t m = 0; m < terms; m++) sums[m] = all(0);
+    for (k = 0; k + 4 < classes; k += GROUP) forward(cell->first + k, cell->by + k, sums, terms, GROUP);
+    if (k < classes) forward(cell->first + k, cell->by + k, sums, terms, 4);
+    float start = powers ? 0 : run->start; /* a progression's sums of whole pixels are exact */
+    step = powers ? 1 : run->step;
+    if (powers) expand(powers, sum, total);
+    floats above = powers ? weigh(run, total, run->start, run->step, weight, moved, 4)
+                          : weigh(run, total, 0, 1, weight, moved, 2); /* a total is above exp(-FAR) */
+    if (powers) gather(powers, (const floats *[]){weight, moved}, (floats *[]){sum, sum_moved});
+    for (int l = 0; l < LANES; l++) cell->loss += (double)above[l];
+    cell->loss += under(run, chord);
+    const floats *weights = powers ? sum : weight, *moments = powers ? sum_moved : moved;
+    for (k = 0; k + 4 < classes; k += GROUP) backward(cell, k, weights, moments, start, step, terms, GROUP);
+    if (k < classes) backward(cell, k, weights, moments, start, step, terms, 4);
+}
+
+/* The powers for a run, if they pay. */
+static const Powers *fitting(Cell *cell, const Run *run, const Chord *chord) {
+    if (run->n > LONGEST) return NULL;
+    return powers_of(cell->book, cell->classes, run->n, largest(larger(chord->above, chord->below)) / 2);
+}
+
+/* Walk a run, in parts where the whole is too long or its chord too far from some logits. */
+static void visit(Cell *cell, Run run) {
+    uint32_t any = 0, lanes = (1u << LANES) - 1;
+    for (int64_t x = 0; x < run.n; x++) any |= run.bits[x];
+    if (!(any >> run.shift & lanes)) return;
+    if (run.n == 1) run.step = 0; /* a ratio that nobody needs must not overflow */
+    run.end = run.start + run.step * (float)(run.n - 1);
+    float edge = 1.01f * run.step; /* the cell's chord is the run's where that goes from column to column, or nowhere */
+    int across = holds(&cell->chord) && (run.step == 0 || (run.start <= edge && run.end >= 1 - edge));
+    Chord chord = part_of(&cell->chord, &run);
+    const Powers *powers = fitting(cell, &run, &chord);
+    if (powers || run.n <= STEPS) {
+        if (!across) chord = chord_of(cell, &run), powers = fitting(cell, &run, &chord);
+        if (run.n == 1 || ((across || holds(&chord)) && (powers || run.n <= STEPS))) {
+            walk(cell, &run, &chord, powers);
+            return;
+        }
+    }
+    Run rest = run;
+    run.n /= 2, rest.n -= run.n, rest.start += (float)run.n * run.step, rest.bits += run.n;
+    visit(cell, run);
+    visit(cell, rest);
 }
 
 static void mix_row(Mix *mix, int64_t row, int lane, float weight) {
@@ -153,13 +268,30 @@ static void mix_row(Mix *mix, int64_t row, int lane, float weight) {
     mix->weight[i][lane] += weight;
 }
 
-/* The logits of one column of the grid, mixed for every lane. */
-static void mixed(const Mix *mix, const float *column, int64_t row_stride, int64_t classes, floats *logit) {
-    for (int64_t k = 0; k < classes; k++) logit[k] = mix->weight[0] * column[mix->row[0] * row_stride + k];
-    for (int64_t i = 1; i < mix->count; i++) {
-        const float *from = column + mix->row[i] * row_stride;
-        for (int64_t k = 0; k < classes; k++) logit[k] += mix->weight[i] * from[k];
+/* Read the logits of one column of the grid, mixed for every lane, and the chord to it from the other column. */
+static inline __attribute__((always_inline)) void mixed_of(
+    Cell *cell, int side, const Mix *mix, const float *column, int64_t row_stride, const int64_t count) {
+    const floats lowest = all(-3e38f), *other = cell->logit[!side];
+    floats *logit = cell->logit[side], top = lowest, up = lowest, down = lowest;
+    for (int64_t k = 0; k < cell->classes; k++) {
+        floats here = mix->weight[0] * column[mix->row[0] * row_stride + k];
+        for (int64_t i = 1; i < count; i++) here += mix->weight[i] * column[mix->row[i] * row_stride + k];
+        logit[k] = here;
+        floats move = here - other[k];
+        top = larger(top, here), up = larger(up, move), down = larger(down, -move);
     }
+    cell->top[side] = top;
+    floats rises = top - cell->top[!side];
+    cell->chord = (Chord){cell->top[0], rises, up - rises, down + rises};
+}
+
+static void mixed(Cell *cell, int side, const Mix *mix, const float *column, int64_t row_stride) {
+    if (mix->count == 2)
+        mixed_of(cell, side, mix, column, row_stride, 2);
+    else if (mix->count == 3)
+        mixed_of(cell, side, mix, column, row_stride, 3);
+    else
+        mixed_of(cell, side, mix, column, row_stride, mix->count);
 }
 
 /* The way back: what every lane says of one column goes to the rows of the grid; `gradient` is zero afterwards. */
@@ -204,16 +336,17 @@ static double log_sum_exp(
                     floats *logit = cell->logit[0], *freed = cell->gradient[0];
                     cell->logit[0] = cell->logit[1], cell->gradient[0] = cell->gradient[1];
                     cell->logit[1] = logit, cell->gradient[1] = freed;
+                    cell->top[0] = cell->top[1];
                 } else {
                     if (at >= 0) unmixed(&mix, cell->gradient[1], classes, stride, gradient + (at + 1) * classes);
-                    mixed(&mix, logits + next * classes, stride, classes, cell->logit[0]);
+                    mixed(cell, 0, &mix, logits + next * classes, stride);
                 }
                 int64_t right = next + 1 < w ? next + 1 : next;
-                mixed(&mix, logits + right * classes, stride, classes, cell->logit[1]);
+                mixed(cell, 1, &mix, logits + right * classes, stride);
                 at = next;
             }
             int64_t x = run_start[i], n = run_start[i + 1] - x;
-            run(cell, run_t[2 * i], run_t[2 * i + 1], n, strip + x, (int)(y % 16));
+            visit(cell, (Run){n, run_t[2 * i], run_t[2 * i + 1], 0, strip + x, (int)(y % 16)});
         }
         if (at < 0) continue;
         int64_t right = at + 1 < w ? at + 1 : at;
@@ -236,10 +369,11 @@ int64_t EXPORT(segbench_loss)(
     int64_t runs, int64_t height, int64_t width, const uint16_t *bits, const int32_t *place, const double *pixels,
     int64_t places, double *loss, float *gradient) {
     int64_t room = (classes + LANES - 1) & -(int64_t)LANES, all_logits = h * w * classes;
+    Book *book = calloc(1, sizeof *book);
     char *space = calloc((size_t)(6 * room + 1), sizeof(floats)); /* no pull yet */
-    if (!space) return -2;
+    if (!space || !book) return free(space), free(book), -2;
     floats *part = (floats *)(((uintptr_t)space + sizeof(floats) - 1) & -(uintptr_t)sizeof(floats));
-    Cell cell = {.classes = classes, .first = part + 4 * room, .ratio = part + 5 * room};
+    Cell cell = {.classes = classes, .first = part + 4 * room, .by = part + 5 * room, .book = book};
     for (int side = 0; side < 2; side++) cell.logit[side] = part + side * room, cell.gradient[side] = part + (2 + side) * room;
     Denormals before = flush_denormals();
     for (int64_t probe = 0; probe < probes; probe++) {
@@ -262,5 +396,6 @@ int64_t EXPORT(segbench_loss)(
     }
     restore_denormals(before);
     free(space);
+    free(book);
     return 0;
 }

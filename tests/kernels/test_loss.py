@@ -1,5 +1,6 @@
 """Both makings of the loss against torch's own cross-entropy in float64, and against float32 beside it."""
 
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,6 +105,17 @@ def test_the_gradient_errs_by_a_millionth_and_less_than_float32_at_full_resoluti
     assert apart(gradients[0], slopes) <= 1e-6
     assert apart(gradients[0], slopes) <= apart(theirs, slopes)
     assert abs(totals[0].item() - right) <= 1e-6 * right
+
+
+@pytest.mark.parametrize("spread", [0.01, 1, 4, 15])
+@pytest.mark.parametrize("seen", [None, (0, 40, 48, 290)], ids=["all seen", "cells cut"])
+def test_the_gradient_is_as_exact_where_patches_are_longer_than_a_run_or_are_cut(loss, seen, spread):
+    grid_map = GridMap.squash((3, 3), (48, 330))
+    grid_map = grid_map if seen is None else dataclasses.replace(grid_map, seen=seen)
+    mask, logits = smooth_scene(grid_map, 40, spread)
+    _, slopes = naive(logits[0], grid_map, mask)
+    _, gradients = loss(logits, Target.of(grid_map, mask))
+    assert apart(gradients[0], slopes) <= 4e-7
 
 
 def smooth_scene(grid_map, classes, spread):
