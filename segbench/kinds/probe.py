@@ -1,5 +1,6 @@
 """Layerwise probing: how well can a linear map read the classes at each site? (paper A.2, Table 2)"""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def _ceiling(job: Job, val: Dataset) -> _Ceiling:
 
     names, seen, labelled, grids = [], 0, 0, set()
     total = np.zeros((len(val.classes), 3), np.int64)
-    for index in range(len(val)):
+    for index in job.team.part(len(val)):
         sample = checked(val, index)
         grid_map = job.adapter.grid_map((sample.image.height, sample.image.width))
         covered = coverage(sample.mask, grid_map)
@@ -196,7 +197,15 @@ def _ceiling(job: Job, val: Dataset) -> _Ceiling:
         seen, labelled = seen + covered.seen, labelled + covered.labelled
         grids.add(grid_map.grid)
         total += oracle.counts(sample.mask, grid_map, len(val.classes))
-    return _Ceiling(names, sorted(grids), seen, labelled, total)
+    found = [names, seen, labelled, sorted(grids), total.tolist()]
+    parts = [json.loads(part) for part in job.team.exchange(json.dumps(found).encode())]
+    return _Ceiling(
+        names=[name for part in parts for name in part[0]],
+        grids=sorted({tuple(grid) for part in parts for grid in part[3]}),
+        seen=sum(part[1] for part in parts),
+        labelled=sum(part[2] for part in parts),
+        counts=np.sum([part[4] for part in parts], 0),
+    )
 
 
 class _Tally:
