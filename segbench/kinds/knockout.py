@@ -171,8 +171,8 @@ class _Row:
 
 
 def _gathered(
-    parts: Sequence[Mapping[str, Int[np.ndarray, "m *rest"]]], confused: Sequence[int]
-) -> dict[str, Int[np.ndarray, "m *rest"]]:
+    parts: Sequence[Mapping[str, Int[np.ndarray, "_ ..."]]], confused: Sequence[int]
+) -> dict[str, Int[np.ndarray, "_ ..."]]:
     """What all processes found, by image and class."""
     patches = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "left_out"}
     rank = {c: number for number, c in enumerate(confused)}
