@@ -39,9 +39,9 @@ def policies(lab, tmp_path_factory):
     return outcomes
 
 
-def used(result):
-    """The policy that a cell's provenance names."""
-    return json.loads((result.path / "provenance.json").read_text())["features"]["policy"]
+def told(result):
+    """A cell's provenance."""
+    return json.loads((result.path / "provenance.json").read_text())
 
 
 def values(result, metric):
@@ -104,7 +104,8 @@ def test_the_probes_learn_something(cells):
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "stream"])
 def test_every_policy_gives_the_numbers_of_a_stream(policies, policy):
     ours, stream = policies[f"probe-{policy}"].result, policies["probe-stream"].result
-    assert used(ours) == policy
+    assert told(ours)["features"]["policy"] == policy
+    assert told(ours)["micro_batch"] == tiny_runs.OPTIONS.batch_size
     for name, array in ours.arrays("probes").items():
         np.testing.assert_allclose(array, stream.arrays("probes")[name], rtol=1e-3, atol=1e-4)
     for name in ("counts", "confusion", "examples"):
