@@ -17,6 +17,7 @@ from segbench.errors import Lost, PartnerFailed, SpecError
 from segbench.team import Team
 
 PATIENCE = datetime.timedelta(days=7)  # for others that measure whole cells; who is dead breaks the connection
+MEETING = datetime.timedelta(minutes=5)
 STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -31,7 +32,8 @@ class Group(Team):
         self.local, self.here = int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            store, *_ = next(dist.rendezvous("env://", self.rank, self.size, timeout=MEETING))
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
             raise SpecError(f"the processes do not find each other at {place}: {error}") from error

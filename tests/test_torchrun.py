@@ -67,6 +67,7 @@ def test_two_processes_with_unequal_parts_measure_what_one_does(tmp_path):
     assert uneven.count("train: 9") == uneven.count("epochs: 2") == 1
     tasks = {f"probe-{policy}": f"{uneven}features: {policy}\n" for policy in POLICIES}
     tasks["probe-memory"] += CONTROLS
+    tasks["probe-sweep"] = tasks["probe-sweep"].replace("lr:", "norm: standardize, selection: train_holdout, lr:")
     lab = tiny_runs.lab(tmp_path / "lab", tasks | READERS)
     tiny_runs.measure(lab, ",".join(tasks | READERS), tmp_path / "alone")
     rows, found = ended(2, *command(lab, tmp_path / "team", ",".join(tasks | READERS)))
