@@ -20,8 +20,8 @@ SITES = ["encoder", "llm.1", "llm.2"]
 EPOCHS = 3  # of two steps each
 PROBE = tiny_runs.PROBE.replace("epochs: 4", f"epochs: {EPOCHS}, norm: standardize")
 TASKS = {
-    policy: f"{PROBE}shuffled: true\nsites: [{', '.join(SITES)}]\nfeatures: {policy}\n"
-    for policy in ("memory", "stream", "sweep", "groups", "disk")
+    policy: f"{PROBE}sites: [{', '.join(SITES)}]\nfeatures: {policy}\nshuffled: {str(shuffled).lower()}\n"
+    for policy, shuffled in {"memory": True, "stream": False, "sweep": True, "groups": False, "disk": False}.items()
 }
 LITTLE = 1e-12  # of the host's memory: every group is one site
 

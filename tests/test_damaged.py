@@ -44,7 +44,7 @@ def finished(lab, tmp_path_factory):
 def unfinished(lab, tmp_path_factory):
     """A run of each task that was killed in its second epoch, or in the last one of the last layer."""
     output = tmp_path_factory.mktemp("unfinished")
-    for name, step in (("memory", 4), ("disk", 30)):
+    for name, step in (("memory", 4), ("disk", 18)):
         killed(lab, name, output / name, STEP, step)
     return output
 
