@@ -47,7 +47,7 @@ class Timed:
 
 
 def race(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], rounds: int) -> dict[str, Timed]:
-    """Start a worker (`serve`) for every (command, extra environment) and call them in turn."""
+    """Start a worker (`serve`) for every (command, extra environment), call them in turn, odd rounds backwards."""
     base = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"OMP_NUM_THREADS": "1"}
     workers = {}
     for name, (command, environ) in commands.items():
@@ -61,7 +61,7 @@ def race(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], rounds
         _answer(workers[name])
     answers: dict[str, list[Answer]] = {name: [] for name in workers}
     for number in range(rounds + 1):
-        for name, worker in workers.items():
+        for name, worker in [*workers.items()][:: -1 if number % 2 else 1]:
             answers[name].append(_ask(worker, number))
     for worker in workers.values():
         worker.communicate()
