@@ -47,7 +47,7 @@ def load(params, split):
 def command(lab, output, tasks, *more, model="tiny"):
     return [
         *("-m", "segbench", "run", "--include", lab, "--model", model, "--tasks", tasks, "--output", output),
-        *("--device", "cpu", "--batch-size", "3", "--no-figures", "--json", *more),
+        *("--device", "cpu", "--batch-size", "2", "--no-figures", "--json", *more),
     ]
 
 
