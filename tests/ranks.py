@@ -9,7 +9,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 
-def start(count: int, *arguments: object, **options: object) -> list[subprocess.Popen[str]]:
+def start(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
     """So many Python processes with the same arguments, one thread each, that find each other on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -24,7 +24,6 @@ def start(count: int, *arguments: object, **options: object) -> list[subprocess.
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
         for rank in range(count)
     ]
