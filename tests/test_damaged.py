@@ -157,7 +157,7 @@ def test_a_disk_that_fills_stops_the_cell_and_with_room_it_goes_on(
     room(None)
     assert stopped.code == INCOMPLETE
     assert re.search(
-        rf"failed: tiny {task}: .*{told} and [\d.]+ [GT]B are free; make room and give the same command", stopped.err
+        rf"failed: tiny {task}: .*{told} and [\d.]+ [kMGT]B are free; make room and give the same command", stopped.err
     )
     assert "Traceback" not in stopped.err
     (cell,) = tmp_path.glob("tiny/*/*")

@@ -23,7 +23,10 @@ from segbench.features.sweep import Sweep
 from segbench.store import CHECKPOINTS
 
 LONG = tiny_runs.PROBE.replace("epochs: 4", "epochs: 12, selection: train_holdout, norm: standardize")
-TASKS = {"probe": LONG, "starvation": "kind: starvation\nprobes: probe\nsite: peak\n"}
+TASKS = {
+    "probe": f"{LONG}sites: [encoder, llm.1, llm.2]\n",
+    "starvation": "kind: starvation\nprobes: probe\nsite: peak\n",
+}
 
 ADD = "segbench.features.rows.InMemory.add"
 STEP = "torch.optim.AdamW.step"
@@ -108,12 +111,11 @@ ALL = ",".join(SITES)
 @pytest.mark.parametrize(
     ("policy", "place", "call", "expected"),
     [
-        ("memory", ADD, 6, epochs(ALL)),  # while it reads
         ("memory", FSYNC, 4, epochs(ALL, first=1)),  # while the second epoch's checkpoint is written
         ("stream", STEP, 6, epochs(ALL, first=2)),
         ("sweep", STEP, 2, epochs(*SITES)),  # in the first layer's training
         ("sweep", ADVANCE, 4, epochs("llm.2")),  # between layers
-        ("groups", ADD, 7, epochs(*SITES[1:])),  # while the second group is read
+        ("groups", ADD, 7, epochs(*SITES[1:])),  # while it reads the second group
         ("groups", STEP, 10, epochs(*SITES[1:], first=1)),  # in its training
         ("disk", HEADER, 3, epochs(*SITES)),  # between a file of the first layer and its header
         ("disk", STEP, 10, epochs(*SITES[1:], first=1)),
