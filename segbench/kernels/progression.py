@@ -1,29 +1,31 @@
 """Up-sampled cross-entropy in plain PyTorch, on any device, without full-resolution logits.
 
-Along a row of pixels between two patch centres a class's logit is linear, so its exponential is a geometric
-progression: two exponentials per row, cell and class, then one multiplication per pixel and class. The gradient's sums
-over the pixels of a run, sum s(x) r^x and sum s(x) x r^x, are Horner's scheme. The ground truth enters linearly:
-cross-entropy = sum over pixels of log sum exp - <mass, logits>, where mass is the transposed up-sampling of the one-hot
-mask. Rows of the grid between whose patches logits move too far for that are walked pixel by pixel.
+Along a run of pixels of a row between two patch centres a class's logit is linear, its exponential a sum of a few
+powers (powers.py): one exponential per row, cell and class, the powers' sums over the classes, and from those the sums
+at the pixels; the gradient's sums over the pixels are Horner's scheme. The ground truth enters linearly: cross-entropy
+= sum over pixels of log sum exp - <mass, logits>, where mass is the transposed up-sampling of the one-hot mask. Bands
+of rows between whose patches logits move too far for that are walked pixel by pixel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from segbench.errors import CellError
 from segbench.geometry import upsampling
-from segbench.kernels import tables
+from segbench.kernels import powers, tables
 from segbench.kernels.plain import LIMIT
 from segbench.kernels.target import Target
+from segbench.types import GridMap
 
-BAND = {"cpu": 1 << 16}  # terms of the progression at a time: in float32 four such fit in a core's cache
+BAND = {"cpu": 3 << 15}  # logits of runs at a time: with fewer torch's calls cost more than their work
 BAND_ELSEWHERE = 1 << 24
-FAR = 20.0  # most that a logit may move from patch to patch: see `_far_rows`
 
 
 def loss_and_gradient(
@@ -83,7 +85,7 @@ class _Pull(NamedTuple):
 
     loss: Float64[Tensor, ""]
     weight: Float[Tensor, "k c r"]
-    moment: Float[Tensor, "k c r"]  # weight times the number of the pixel in its run
+    moment: Float[Tensor, "k c r"]  # weight times z, where the pixel lies from -1 to 1 in its run
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,11 @@ class _Walk:
     target: Target
     left: Float[Tensor, "w c"]  # 1 where the grid column is left, or right, of the run
     right: Float[Tensor, "w c"]
-    start: Float[Tensor, " c"]  # where its first pixel lies between them, and the step per pixel
-    step: Float[Tensor, " c"]
+    middle: Float[Tensor, " c"]  # where the run's middle lies between them, and how far its ends are from it
+    half: Float[Tensor, " c"]
     down: Float[Tensor, "H h 2"]  # a pixel row is the grid row before it plus a share of the difference to the next
-    valid: Float[Tensor, "n c H"]  # 1 or 0; 0 behind the end of a run
+    z: Float[Tensor, "c n 1"]  # where a pixel lies from -1 to 1 in its run; 0 behind its end
+    valid: Bool[Tensor, "c n H"]  # False behind the end of a run
 
     @classmethod
     def over(cls, target: Target) -> "_Walk | None":
@@ -109,23 +112,23 @@ class _Walk:
         start, step = torch.from_numpy(runs.way).to(device).unbind(1)
         left, right = (F.one_hot(column, w).T.float() for column in (cell, (cell + 1).clamp(max=w - 1)))
         lengths = first.diff()
-        pixel = torch.arange(int(lengths.max()), device=device)[:, None]
-        at = (first[:-1] + pixel).clamp(max=width - 1).flatten()
-        valid = target.valid.T[at].unflatten(0, (-1, len(cell))) & (pixel < lengths)[..., None]
+        half = step * (lengths - 1) / 2
+        z = torch.from_numpy(_places(target.grid_map)).float().to(device)
+        pixel = torch.arange(z.shape[1], device=device)
+        at = (first[:-1, None] + pixel).clamp(max=width - 1)
+        valid = target.valid.T[at].logical_and_((pixel < lengths[:, None])[..., None])
         way = torch.from_numpy(rows.way32[:height]).to(device)
         down = F.one_hot(low, h)[..., None] * torch.stack([torch.ones_like(way), way], 1)[:, None]
-        return cls(target, left, right, start, step, down, valid.float())
+        return cls(target, left, right, start + half, half, down, z[..., None], valid)
 
     def log_sum_exp(self, grid: Float[Tensor, "h w k"]) -> tuple[Float64[Tensor, ""], Float[Tensor, "t k"]]:
         """The sum, and its gradient."""
-        (h, _, classes), runs = grid.shape, len(self.start)
+        (h, _, classes), runs = grid.shape, len(self.half)
         columns = grid.permute(2, 0, 1)
-        left, right = columns @ self.left, columns @ self.right  # k h c
-        logarithms = left + self.start * (right - left), self.step * (right - left)
-        lines = [_down(line).transpose(1, 2).flatten(2).flatten(0, 1) for line in logarithms]  # (k c) (h 2)
-        near = torch.zeros(2, classes * runs, h, device=grid.device)
+        across = self.left + self.middle * (self.right - self.left), self.half * (self.right - self.left)
+        lines = [_down(columns @ weights).permute(1, 3, 0, 2).flatten(2) for weights in across]  # h 2 (k c)
+        near = torch.zeros(2, h, classes * runs, device=grid.device)
         total = torch.zeros((), dtype=torch.float64, device=grid.device)
-        far = _far_rows(grid)
         rows_at_once = max(1, BAND.get(grid.device.type, BAND_ELSEWHERE) // (classes * runs))
         low = tables.axis(self.target.grid_map, 0).low
         top, _, bottom, _ = self.target.grid_map.seen
@@ -133,17 +136,51 @@ class _Walk:
             rows = slice(begin, min(begin + rows_at_once, bottom))
             cells = slice(int(low[rows][0]), min(int(low[rows][-1]) + 2, h))
             down = self.down[rows, cells].flatten(1).T
-            first, ratio = (line[:, 2 * cells.start : 2 * cells.stop] @ down for line in lines)
-            walk = _pixel_by_pixel if any(far[cells]) else _progression
-            shape = (classes, runs, -1)
-            pull = walk(first.view(shape), ratio.view(shape), self.valid[..., rows])
+            middle, rise = ((line[cells].flatten(0, 1).T @ down).view(classes, runs, -1) for line in lines)
+            pull = self.band(middle, rise, self.valid[..., rows].float())
             total += pull.loss
             for side, part in zip(near, (pull.weight, pull.moment), strict=True):
-                side[:, cells].addmm_(part.flatten(0, 1), self.target.rows[rows, cells])
-        weight, moment = near.view(2, classes, runs, h).transpose(2, 3)
-        share = self.start * weight + self.step * moment
+                side[cells].addmm_(self.target.rows[rows, cells].T, part.flatten(0, 1).T)
+        weight, moment = near.view(2, h, classes, runs).transpose(1, 2)  # k h c
+        share = self.middle * weight + self.half * moment
         gradient = (weight - share) @ self.left.T + share @ self.right.T  # k h w
         return total, gradient.flatten(1).T
+
+    def band(
+        self, middle: Float[Tensor, "k c r"], rise: Float[Tensor, "k c r"], valid: Float[Tensor, "c n r"]
+    ) -> _Pull:
+        """Some rows' runs, by every class's logit in their middle and its rise from there to the end; both are used up.
+
+        Logits are taken relative to the chord between the largest at a run's two ends: none is above it.
+        """
+        spare = torch.sub(middle, rise)
+        start = spare.amax(0)
+        end = torch.add(middle, rise, out=spare).amax(0)
+        height, tilt = (start + end) / 2, (end - start) / 2
+        middle.sub_(height)
+        rise.sub_(tilt)
+        low, high = (part.item() for part in rise.aminmax())
+        count = powers.terms(max(-low, high))
+        pixels, along = valid.sum(1), (valid * self.z).sum(1)
+        under = (height.double() * pixels).sum() + (tilt.double() * along).sum()
+        if count is None or count > 4 * self.z.shape[1]:
+            pull = _pixel_by_pixel(middle, rise, valid, self.z, spare)
+        else:
+            q = torch.from_numpy(_coefficients(self.target.grid_map, count)).to(rise.device)
+            pull = _by_powers(middle, rise, valid, self.z, q, spare)
+        return pull._replace(loss=pull.loss + under)
+
+
+@lru_cache(maxsize=1024)
+def _places(grid_map: GridMap) -> Float64[np.ndarray, "c n"]:
+    lengths = np.diff(tables.runs(grid_map).start)[:, None]
+    pixel = np.arange(lengths.max())
+    return np.where(pixel < lengths, 2 * pixel - (lengths - 1.0), 0) / np.maximum(lengths - 1, 1)
+
+
+@lru_cache(maxsize=64)
+def _coefficients(grid_map: GridMap, count: int) -> Float32[np.ndarray, "c m n"]:
+    return np.ascontiguousarray(powers.coefficients(count, _places(grid_map)).transpose(1, 0, 2))
 
 
 def _down(line: Float[Tensor, "k h c"]) -> Float[Tensor, "k h c 2"]:
@@ -151,47 +188,49 @@ def _down(line: Float[Tensor, "k h c"]) -> Float[Tensor, "k h c 2"]:
     return torch.stack([line, F.pad(line.diff(dim=1), (0, 0, 0, 1))], 3)
 
 
-def _far_rows(grid: Float[Tensor, "h w k"]) -> list[bool]:
-    """Whether a logit below its patch's largest moves by more than FAR to the next patch of the row or the next row.
-
-    Otherwise the sum over the classes stays above exp(-FAR) between the patches, and a term that float32 holds as 0,
-    below exp(-87), rises to no more than exp(-87 + FAR) on its way along a run.
-    """
-    move = torch.zeros(len(grid), device=grid.device)
-    if grid.shape[1] > 1:
-        move = torch.maximum(move, grid.diff(dim=1).abs().amax((1, 2)))
-    if len(grid) > 1:
-        move[:-1] = torch.maximum(move[:-1], grid.diff(dim=0).abs().amax((1, 2)))
-    return (move > FAR).tolist()
-
-
-def _progression(first: Float[Tensor, "k c r"], ratio: Float[Tensor, "k c r"], valid: Float[Tensor, "n c r"]) -> _Pull:
-    first, ratio = first.exp_(), ratio.exp_()
-    term, totals = first.clone(), torch.empty_like(valid)
-    torch.sum(term, 0, out=totals[0])
-    for total in totals[1:]:
-        torch.sum(term.mul_(ratio), 0, out=total)
+def _by_powers(
+    middle: Float[Tensor, "k c r"],
+    rise: Float[Tensor, "k c r"],
+    valid: Float[Tensor, "c n r"],
+    z: Float[Tensor, "c n 1"],
+    q: Float[Tensor, "c m n"],
+    spare: Float[Tensor, "k c r"],
+) -> _Pull:
+    first = middle.exp_()
+    sums = first.new_empty(q.shape[1], *first.shape[1:])
+    torch.sum(first, 0, out=sums[0])
+    term = torch.mul(first, rise, out=spare)
+    torch.sum(term, 0, out=sums[1])
+    for total in sums[2:]:
+        torch.sum(term.mul_(rise), 0, out=total)
+    totals = q.mT @ sums.transpose(0, 1)  # c n r
     weights = valid / totals
     loss = totals.log_().mul_(valid).sum(dtype=torch.float64)
-    weight = term.copy_(weights[-1].expand_as(term))
-    moment = weight.clone()
-    for pixels in weights[:-1].flip(0):  # sum s r^x and, up to the end, sum s (x + 1) r^x
-        torch.addcmul(pixels, weight, ratio, out=weight)
-        torch.addcmul(weight, moment, ratio, out=moment)
-    return _Pull(loss, weight.mul_(first), moment.mul_(first).sub_(weight))
+    pulls = [(q @ part).transpose(0, 1).contiguous() for part in (weights, weights * z)]  # m c r
+    pull = []
+    for (*rest, last), out in zip(pulls, (spare, torch.empty_like(spare)), strict=True):
+        torch.addcmul(rest.pop(), last, rise, out=out)
+        for part in reversed(rest):
+            torch.addcmul(part, out, rise, out=out)
+        pull.append(out.mul_(first))
+    return _Pull(loss, *pull)
 
 
 def _pixel_by_pixel(
-    first: Float[Tensor, "k c r"], ratio: Float[Tensor, "k c r"], valid: Float[Tensor, "n c r"]
+    middle: Float[Tensor, "k c r"],
+    rise: Float[Tensor, "k c r"],
+    valid: Float[Tensor, "c n r"],
+    z: Float[Tensor, "c n 1"],
+    spare: Float[Tensor, "k c r"],
 ) -> _Pull:
-    loss = torch.zeros((), dtype=torch.float64, device=first.device)
-    weight, moment = torch.zeros_like(first), torch.zeros_like(first)
-    for pixel, counts in enumerate(valid):
-        logits = torch.add(first, ratio, alpha=pixel)
+    loss = torch.zeros((), dtype=torch.float64, device=middle.device)
+    weight, moment = torch.zeros_like(middle), torch.zeros_like(middle)
+    for place, counts in zip(z.unbind(1), valid.unbind(1), strict=True):
+        logits = torch.addcmul(middle, rise, place, out=spare)
         top = logits.amax(0)
         terms = logits.sub_(top).exp_()
         total = terms.sum(0)
         loss += ((total.log() + top) * counts).sum(dtype=torch.float64)
         weight.add_(terms.mul_(counts / total))
-        moment.add_(terms, alpha=pixel)
+        moment.addcmul_(terms, place)
     return _Pull(loss, weight, moment)
