@@ -1,5 +1,6 @@
 """Cells are measured: what is finished is skipped, what was interrupted goes on, a failure stops nothing else."""
 
+import contextlib
 import datetime
 import gc
 import importlib.metadata
@@ -119,7 +120,8 @@ class _Run:
             if not isinstance(error, PartnerFailed):
                 self.team.fail(problem.note)
             if problem.trace:
-                item.cell.note(FAILURE, problem.trace)
+                with contextlib.suppress(OSError, SegbenchError):  # the disk may be what failed
+                    item.cell.note(FAILURE, problem.trace)
             return Outcome(item, problem.status, problem.note, trace=problem.trace)
 
     def _found_or_computed(self, item: Item, cell: Cell) -> Outcome:

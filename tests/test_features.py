@@ -3,6 +3,7 @@
 import json
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +226,8 @@ def test_a_mask_that_does_not_fit_is_refused_by_name(mask, told):
 
     with pytest.raises(DataError, match=told):
         features.checked(One(), 0)
+
+
+def test_where_nothing_can_be_written_no_policy_that_writes_is_the_quickest(caplog):
+    assert policy._rates(Path("/proc/nowhere"), 1 << 20) == (1.0, 1.0)
+    assert "cannot be written" in caplog.text

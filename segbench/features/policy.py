@@ -131,8 +131,8 @@ class Plan:
         for name, one in zip(("train", "val"), self.work.streamed(sites), strict=True):
             part = one.team.part(len(one.dataset))
             count = len(part)
-            found = {site: self._found(f"{name}-{site}", count) for site in sites}
-            made = {site: self._file(f"{name}-{site}", count) for site in sites if found[site] is None}
+            found = {site: self._found(f"{name}-{site}-patches", count) for site in sites}
+            made = {site: self._file(f"{name}-{site}-patches", count) for site in sites if found[site] is None}
             if made:
                 split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.batch_size, self.work.team)
                 targets.append(_filled(split, made, progress))
@@ -242,7 +242,18 @@ def _stepper(work: Work) -> tuple[Stepper | None, str]:
 
 
 def _rates(folder: Path, count: int) -> tuple[float, float]:
-    """Bytes per second written to a folder's disk, and read from it, without what memory keeps of them."""
+    """Bytes per second written to a folder's disk, and read from it, without what memory keeps of them.
+
+    Next to nothing where nothing can be written, so that no policy that writes is the quickest.
+    """
+    try:
+        return _timed_rates(folder, count)
+    except OSError as error:
+        _log.warning("features: %s cannot be written (%s)", folder, error.strerror)
+        return 1.0, 1.0
+
+
+def _timed_rates(folder: Path, count: int) -> tuple[float, float]:
     data = os.urandom(1 << 20)
     times = max(1, count >> 20)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -19,7 +19,7 @@ from segbench.kinds._fitting import Fitting, Protocol, fit
 from segbench.kinds._stages import Wanted, probe
 from segbench.kinds.base import Job, SiteName
 from segbench.metrics import oracle
-from segbench.specs import DataSpec, ModelSpec, Spec, Split
+from segbench.specs import MUTE, DataSpec, ModelSpec, Spec, Split
 from segbench.types import Dataset, Measure, Site
 
 METRICS = {  # mean IoUs of counts that are kept beside those of the chosen epoch
@@ -42,7 +42,9 @@ class Params(Spec):
     protocol: Protocol = Protocol()
     sites: tuple[SiteName, ...] | None = Field(default=None, description="all residuals of the model when left out")
     features: Literal["auto", "stream", "memory", "sweep", "disk", "groups"] = Field(
-        default="auto", description="where features live while probes are trained; changes no number"
+        default="auto",
+        description="where features live while probes are trained; changes no number",
+        json_schema_extra=MUTE,
     )
     shuffled: bool = Field(default=False, description="also probe every site for the labels of other images: chance")
     position: bool = Field(default=False, description="also probe the places of patches alone, without the model")

@@ -8,9 +8,10 @@ from segbench.specs.base import Spec
 from segbench.specs.data import DataSpec, Split
 from segbench.specs.mistakes import bound, together, validate
 from segbench.specs.model import ModelSpec, read_model
-from segbench.specs.task import TaskHead, TaskSpec, read_task
+from segbench.specs.task import MUTE, TaskHead, TaskSpec, read_task
 
 __all__ = [
+    "MUTE",
     "DataSpec",
     "ModelSpec",
     "Spec",

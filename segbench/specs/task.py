@@ -12,6 +12,10 @@ from segbench.specs.data import DataSpec, data_sets
 from segbench.specs.mistakes import bound, named, together
 from segbench.strict_yaml import Document
 
+MUTE: dict[str, Any] = {
+    "changes": "no number"
+}  # `json_schema_extra` of a kind's key whose default stands for all values
+
 
 class TaskHead(Spec):
     """The keys that every task has. In YAML those of the kind stand beside them."""
@@ -45,8 +49,10 @@ class TaskSpec(TaskHead):
         return tuple(data_sets(self.params))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that can change a number; name, groups, description and how often cannot."""
-        return {"kind": self.kind, "params": plain(self.params, paths=False)}
+        """Everything that can change a number; name, groups, description, how often and `MUTE` keys cannot."""
+        keys = type(self.params).model_fields.items()
+        mute = {key: field.default for key, field in keys if field.json_schema_extra == MUTE}
+        return {"kind": self.kind, "params": plain(self.params.model_copy(update=mute), paths=False)}
 
     def _as_written(self, paths: bool) -> dict[str, Any]:
         head = {key: plain(getattr(self, key), paths) for key in TaskHead.model_fields}

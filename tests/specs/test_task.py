@@ -31,3 +31,11 @@ def test_a_mistake_in_a_task_is_told_with_line_key_and_what_was_expected(text, t
 
 def test_a_number_may_be_written_as_1e_3():
     assert task("kind: probe\ndata: scenes\nprotocol: {lr: 1e-3}\n").resolved()["protocol"]["lr"] == 0.001
+
+
+def test_a_key_that_changes_no_number_is_no_part_of_the_identity():
+    lines = ("", "features: sweep\n", "protocol: {epochs: 3}\n")
+    plain, swept, longer = (task(f"kind: probe\ndata: {{name: scenes}}\n{line}") for line in lines)
+    assert (plain.params.features, swept.params.features) == ("auto", "sweep")
+    assert plain.identity() == swept.identity() != longer.identity()
+    assert swept.published()["features"] == "sweep"
