@@ -30,6 +30,7 @@ class Group(Team):
             raise SpecError(f"{', '.join(absent)} not set: start several processes with torchrun")
         self.rank, self.size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         self.local, self.here = int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
+        self.complete = True  # nobody is gone
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             store, *_ = next(dist.rendezvous("env://", self.rank, self.size, timeout=MEETING))
@@ -39,14 +40,15 @@ class Group(Team):
             raise SpecError(f"the processes do not find each other at {place}: {error}") from error
 
     def close(self) -> None:
-        """Leave; nothing can be exchanged afterwards."""
-        dist.destroy_process_group()
+        """Leave; nothing can be exchanged afterwards. Who is gone is not waited for."""
+        if self.complete:
+            dist.destroy_process_group()
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """As in Team; floating-point sums may differ from one process's in their last digits."""
         self._well()
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _connected():
+        with self._connected():
             dist.all_reduce(flat)
         start = 0
         for tensor in tensors:
@@ -61,7 +63,7 @@ class Group(Team):
         mine[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else 0
         rows = [torch.empty_like(mine) for _ in sizes]
         if room:
-            with _connected():
+            with self._connected():
                 dist.all_gather(rows, mine)
         return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)]
 
@@ -74,7 +76,7 @@ class Group(Team):
         """Every process's number; PartnerFailed, here as everywhere, if one of them failed."""
         own = torch.tensor([number, -1 if failed is None else len(failed)])
         told = [torch.empty_like(own) for _ in range(self.size)]
-        with _connected():
+        with self._connected():
             dist.all_gather(told, own)
         for rank, (_, length) in enumerate(map(Tensor.tolist, told)):
             if length >= 0:
@@ -82,20 +84,20 @@ class Group(Team):
                 if rank == self.rank and failed:
                     reason = torch.frombuffer(bytearray(failed), dtype=torch.uint8)
                 if length:
-                    with _connected():
+                    with self._connected():
                         dist.broadcast(reason, rank)
                 raise PartnerFailed(f"process {rank}: {reason.numpy().tobytes().decode()}")
         return [int(one[0]) for one in told]
 
-
-@contextlib.contextmanager
-def _connected() -> Iterator[None]:
-    """Lost, in place of what the transport says, when a process is gone."""
-    try:
-        yield
-    except RuntimeError as error:  # gloo's and NCCL's own errors are of this type
-        reason = str(error).strip().splitlines()[0]
-        raise Lost(
-            f"another process of this run is gone ({reason}); what is finished is kept, "
-            "and the same command goes on from the last epoch"
-        ) from error
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Lost, in place of what the transport says, when a process is gone."""
+        try:
+            yield
+        except RuntimeError as error:  # gloo's and NCCL's own errors are of this type
+            self.complete = False
+            reason = str(error).strip().splitlines()[0]
+            raise Lost(
+                f"another process of this run is gone ({reason}); what is finished is kept, "
+                "and the same command goes on from the last epoch"
+            ) from error

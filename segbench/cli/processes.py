@@ -30,7 +30,7 @@ def team() -> Iterator[Team]:
 
     group = Group(os.environ)
     yield group
-    group.close()  # not after an error: who is gone would be waited for
+    group.close()  # not after an error: others may wait in an exchange, which ends when this process does
 
 
 def device(name: str) -> str:
