@@ -35,6 +35,7 @@ from torch import Tensor
 
 from segbench import geometry, kernels
 from segbench.kernels import Target, progression
+from segbench.kernels.linear import linear
 from segbench.types import IGNORE, GridMap
 
 WIDTH = 4096  # channels of the features in a step
@@ -85,6 +86,16 @@ def gradient(variant: str, logits: Float[Tensor, "t k"], target: Target) -> Floa
     return full(logits, target, 16 if "chunks" in variant else len(target.valid))
 
 
+def step(
+    variant: str, tokens: Float[Tensor, "t d"], weights: Float[Tensor, "k d"], target: Target
+) -> Float[Tensor, "k d"]:
+    """Gradient of the summed loss with respect to the weights; both products are torch's, or those of the trainer."""
+    if not variant.startswith("segbench"):
+        return gradient(variant, tokens @ weights.T, target).T @ tokens
+    logits = linear(tokens, weights.requires_grad_(), torch.zeros(len(weights)))
+    return torch.autograd.grad(logits, weights, gradient(variant, logits.detach(), target))[0]
+
+
 def exact(case: Case, target: Target, kind: str) -> Float[Tensor, "..."]:
     """float64's gradient, of the logits or of the weights."""
     if kind != "step":
@@ -98,7 +109,10 @@ def work(variant: str, case: Case, kind: str, folder: Path) -> None:
     target, right = target_of(scene(case, 0)), torch.from_numpy(np.load(folder / f"{case.name} {kind}.npy"))
     logits = logits_of(case, kind == "loss, far apart")
     tokens, weights = features_of(case) if kind == "step" else (logits[:, :1], logits[:1, :1])
-    gradient(variant, logits, target_of(np.zeros((32, 32), np.uint8)))  # libraries wake up and take their own memory
+    small = target_of(np.zeros((32, 32), np.uint8))
+    gradient(variant, logits, small)  # libraries wake up and take their own memory
+    if kind == "step":
+        step(variant, tokens, weights, small)
     if variant == "segbench, compiled":
         target.kept["plan"] = compiled_kernels().plan(target)
     if variant == "segbench, plain":
@@ -107,7 +121,7 @@ def work(variant: str, case: Case, kind: str, folder: Path) -> None:
     def found() -> Tensor:
         if kind != "step":
             return gradient(variant, logits, target)
-        return gradient(variant, tokens @ weights.T, target).T @ tokens
+        return step(variant, tokens, weights, target)
 
     def note() -> str:
         return f"{((found().double() - right).norm() / right.norm()).item():.1e}"
