@@ -26,7 +26,7 @@ class Shuffled(FeatureSource):
 
     def __init__(self, source: FeatureSource, seed: int) -> None:
         self.source, self.dataset = source, source.dataset
-        self.sites, self.batch_size, self.team = source.sites, source.batch_size, source.team
+        self.sites, self.micro_batch, self.team = source.sites, source.micro_batch, source.team
         count = len(source.dataset)
         if count < 2:
             raise CellError("shuffled: one training image has no other to take labels from")
@@ -60,7 +60,7 @@ class Position(FeatureSource):
     """One feature per place on the grid, 1 where the patch is and 0 elsewhere; the images are not looked at."""
 
     def __init__(self, source: FeatureSource, grid: tuple[int, int], device: torch.device) -> None:
-        self.source, self.dataset, self.batch_size = source, source.dataset, source.batch_size
+        self.source, self.dataset, self.micro_batch = source, source.dataset, source.micro_batch
         self.sites, self.team = (PLACE,), source.team
         self._places = torch.eye(grid[0] * grid[1], device=device)
 
@@ -68,8 +68,8 @@ class Position(FeatureSource):
         return self.source.shares(indices)  # its targets are at hand where its features are
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
-        for start in range(0, len(indices), self.batch_size):
-            targets = [self.target(int(index)) for index in indices[start : start + self.batch_size]]
+        for part in self.micro_batch.parts([*map(int, indices)]):
+            targets = [self.target(index) for index in part]
             yield {PLACE: self._places.expand(len(targets), -1, -1)}, targets
 
     def target(self, index: int) -> Target:

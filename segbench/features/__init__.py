@@ -1,5 +1,6 @@
 """What the probes read: features of images at the sites of a model, and where they live while probes are trained."""
 
+from segbench.features.memory import MicroBatch
 from segbench.features.policy import Plan, Policy, Work, choose, room
 from segbench.features.source import AtModel, FeatureSource, Held, Indices, Streamed, checked
 from segbench.features.sweep import Stage
@@ -9,6 +10,7 @@ __all__ = [
     "FeatureSource",
     "Held",
     "Indices",
+    "MicroBatch",
     "Plan",
     "Policy",
     "Stage",

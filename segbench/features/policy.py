@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from segbench.adapters.base import Adapter
+from segbench.adapters.base import Adapter, Features
 from segbench.adapters.stepping import Stepper
 from segbench.errors import ModelError
 from segbench.features.estimate import Chosen, Costs, Estimate, Load, Room, estimated, host_memory
-from segbench.features.rows import InMemory, OnDisk, Rows
+from segbench.features.memory import MicroBatch
+from segbench.features.rows import InMemory, OnDisk, Rows, at_home
 from segbench.features.source import Held, Streamed, checked
 from segbench.features.sweep import Stage, Sweep
 from segbench.files import free_bytes
@@ -52,7 +53,7 @@ class Work:
     train: Dataset
     val: Dataset
     sites: tuple[Site, ...]
-    batch_size: int
+    micro_batch: MicroBatch
     reads: int  # of an image's features, over all epochs
     folder: Path  # where files may lie
     team: Team = field(default_factory=Team)
@@ -74,7 +75,7 @@ class Work:
 
     def streamed(self, sites: Sequence[Site]) -> tuple[Streamed, Streamed]:
         """Both splits, by forward passes."""
-        train, val = (Streamed(self.adapter, one, sites, self.batch_size, self.team) for one in (self.train, self.val))
+        train, val = (Streamed(self.adapter, one, sites, self.micro_batch, self.team) for one in (self.train, self.val))
         return train, val
 
 
@@ -134,7 +135,7 @@ class Plan:
             found = {site: self._found(f"{name}-{site}-patches", count) for site in sites}
             made = {site: self._file(f"{name}-{site}-patches", count) for site in sites if found[site] is None}
             if made:
-                split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.batch_size, self.work.team)
+                split = Streamed(self.work.adapter, one.dataset, tuple(made), self.work.micro_batch, self.work.team)
                 targets.append(_filled(split, made, progress))
             else:
                 targets.append([one.target(index) for index in part])
@@ -161,6 +162,8 @@ def choose(work: Work, policy: Policy) -> Plan:
     All processes of a team choose by what the first one measured.
     """
     stepper, refused = _stepper(work)
+    if refused := next(filter(None, map(bytes.decode, work.team.exchange(refused.encode()))), ""):
+        stepper = None  # also where another process could: what memory it has is its own
     told = work.team.agree([measured(work).facts(), vars(room(work.adapter.device, work.folder, work.team.here))])
     costs = Costs.of(told[0])
     estimates = estimated(work.load, costs, Room(**told[1]), refused)
@@ -189,28 +192,34 @@ def room(device: torch.device | str, folder: Path, shared_by: int = 1) -> Room:
 
 def measured(work: Work) -> Costs:
     """Sizes and speeds, from a few images of the training split."""
-    adapter, few = work.adapter, range(min(TIMED, len(work.train), work.batch_size))
+    adapter, few = work.adapter, range(min(TIMED, len(work.train), work.micro_batch.images))
     train, _ = work.streamed(work.sites)
-    next(train.read([0]))  # the first pass of a process is slower
-    samples = [checked(work.train, index) for index in few]
-    sites = dict.fromkeys(work.sites, 0)
-    labels = states = forward = encode = 0.0
-    for batch in adapter.batches(samples):
-        begun = _now(adapter.device)
-        encoded = adapter.encode(batch)
-        between = _now(adapter.device)
-        features = adapter.decode(encoded, work.sites)
-        encode, forward = encode + between - begun, forward + _now(adapter.device) - begun
-        for site, tensor in features.items():
-            sites[site] += _bytes(tensor)
-        states += _bytes(encoded.call) + _bytes(encoded.image)
-        targets = map(train.ground_truth, batch.grids, batch.masks)
-        labels += sum(_target_bytes(target, len(work.train.classes)) for target in targets)
-    per_image = {site: count // len(few) for site, count in sites.items()}
+    micro_batch = MicroBatch(len(few))  # its own: a cell may never hold all sites of so many images
+    sums: dict[Site | str, float] = dict.fromkeys((*work.sites, "states", "labels", "encode", "forward"), 0)
+
+    def timed(images: Sequence[int]) -> list[tuple[Site | str, int | float]]:
+        found: list[tuple[Site | str, int | float]] = []
+        for batch in adapter.batches([checked(work.train, index) for index in images]):
+            begun = _now(adapter.device)
+            encoded = adapter.encode(batch)
+            between = _now(adapter.device)
+            features = adapter.decode(encoded, work.sites)
+            found += [("encode", between - begun), ("forward", _now(adapter.device) - begun)]
+            found += ((site, _bytes(tensor)) for site, tensor in features.items())
+            found.append(("states", _bytes(encoded.call) + _bytes(encoded.image)))
+            targets = map(train.ground_truth, batch.grids, batch.masks)
+            found.append(("labels", sum(_target_bytes(target, len(work.train.classes)) for target in targets)))
+        return found
+
+    next(micro_batch.each([0], timed))  # the first pass of a process is slower
+    for found in micro_batch.each(few, timed):
+        for what, much in found:
+            sums[what] += much
+    per_image = {site: int(sums[site]) // len(few) for site in work.sites}
     heaviest = work.load.images * sum(per_image.values())
     write, read = _rates(work.folder, min(RATED, heaviest))
-    n = len(few)
-    return Costs(per_image, int(states / n), int(labels / n), forward / n, encode / n, write, read)
+    states, labels, encode, forward = (sums[what] / len(few) for what in ("states", "labels", "encode", "forward"))
+    return Costs(per_image, int(states), int(labels), forward, encode, write, read)
 
 
 def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> Held:
@@ -221,11 +230,16 @@ def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> 
 def _filled(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> list[Target]:
     """One forward pass over this process's part of a split, whose features go into `rows`; the targets."""
     found: list[Target] = []
-    for features, targets in streamed.read(streamed.team.part(len(streamed.dataset))):
-        for site, one in rows.items():
-            one.add(features[site])
-        found += targets
-        progress(len(targets))
+
+    def forward(images: Sequence[int]) -> list[tuple[Features, list[Target]]]:
+        return [(at_home(features, rows), targets) for features, targets in streamed.read(images)]
+
+    for batches in streamed.micro_batch.each(streamed.team.part(len(streamed.dataset)), forward):
+        for features, targets in batches:
+            for site, one in rows.items():
+                one.add(features[site])
+            found += targets
+            progress(len(targets))
     for one in rows.values():
         one.finish()
     return found
@@ -235,8 +249,9 @@ def _stepper(work: Work) -> tuple[Stepper | None, str]:
     """What steps through the model's blocks, or why nothing can."""
     adapter = work.adapter
     batch = next(adapter.batches([checked(work.train, 0)]))
+    (encoded,) = MicroBatch(1).each([batch], lambda batches: adapter.encode(*batches))
     try:
-        return Stepper.of(adapter, adapter.encode(batch)), ""
+        return Stepper.of(adapter, encoded), ""
     except ModelError as error:
         return None, str(error)
 

@@ -5,16 +5,18 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segbench.adapters.base import Features
 from segbench.errors import CellError, StoreError
 from segbench.files import FULL, TEMPORARY, free_bytes, said_bytes, set_aside, sha256, write_whole
 from segbench.records import canonical, digest
+from segbench.types import Site
 
 Make = Callable[[str, int], "Rows"]  # room for so many images under a name
 
@@ -25,6 +27,8 @@ _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.
 class Rows(ABC):
     """States of the images of a split, one tensor an image, in the order in which they are added."""
 
+    home: torch.device  # where they lie, or leave for the disk: states that are there take no more memory when added
+
     @abstractmethod
     def add(self, states: Float[Tensor, "b s d"]) -> None:
         """The states of the next images."""
@@ -33,8 +37,8 @@ class Rows(ABC):
     def __getitem__(self, index: int) -> Float[Tensor, "s d"]: ...
 
     @abstractmethod
-    def pop(self, index: int) -> Float[Tensor, "s d"]:
-        """The states of an image that nobody will ask for again."""
+    def forget(self, images: Iterable[int]) -> None:
+        """Nobody will ask for these images again."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -49,17 +53,18 @@ class InMemory(Rows):
     """On a device, or in the memory of the host."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.home = device
         self._rows: dict[int, Tensor] = {}
 
     def add(self, states: Float[Tensor, "b s d"]) -> None:
-        self._rows |= enumerate(states.to(self.device).unbind(), len(self._rows))
+        self._rows |= enumerate(states.to(self.home).unbind(), len(self._rows))
 
     def __getitem__(self, index: int) -> Float[Tensor, "s d"]:
         return self._rows[index]
 
-    def pop(self, index: int) -> Float[Tensor, "s d"]:
-        return self._rows.pop(index)
+    def forget(self, images: Iterable[int]) -> None:
+        for index in images:
+            del self._rows[index]
 
     def finish(self) -> None:
         pass
@@ -73,6 +78,8 @@ class OnDisk(Rows):
 
     The checksum is compared when a file of an earlier process is opened. CellError when the disk is full.
     """
+
+    home = torch.device("cpu")
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -129,8 +136,8 @@ class OnDisk(Rows):
             view, start = view[read:], start + read
         return torch.frombuffer(buffer, dtype=self._dtype).view(*shape)
 
-    def pop(self, index: int) -> Float[Tensor, "s d"]:
-        return self[index]
+    def forget(self, images: Iterable[int]) -> None:
+        pass
 
     def finish(self) -> None:
         if self._file is None:
@@ -163,6 +170,11 @@ class OnDisk(Rows):
             f"{said_bytes(free_bytes(self.path.parent))} are free; make room and give the same command again: "
             "it goes on from what was finished"
         )
+
+
+def at_home(features: Features, rows: Mapping[Site, Rows]) -> Features:
+    """Features where the rows of their sites lie: all that takes memory, before the first of them is added."""
+    return {site: states.to(rows[site].home) for site, states in features.items()}
 
 
 def _beside(path: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 from segbench import geometry
 from segbench.adapters.base import Adapter, Features
 from segbench.errors import DataError
+from segbench.features.memory import MicroBatch
 from segbench.kernels import Target
 from segbench.team import Team
 from segbench.types import IGNORE, Dataset, GridMap, Sample, Site
@@ -25,7 +26,7 @@ class FeatureSource(ABC):
 
     dataset: Dataset
     sites: tuple[Site, ...]
-    batch_size: int  # images per forward pass and per micro-batch; no number depends on it
+    micro_batch: MicroBatch  # images per forward pass and per step of the probes; one for a whole cell
     team: Team = Team()  # who reads together
 
     @abstractmethod
@@ -49,17 +50,22 @@ class Streamed(FeatureSource):
     """Every read is a forward pass; nothing is kept."""
 
     def __init__(
-        self, adapter: Adapter, dataset: Dataset, sites: Sequence[Site], batch_size: int, team: Team | None = None
+        self,
+        adapter: Adapter,
+        dataset: Dataset,
+        sites: Sequence[Site],
+        micro_batch: MicroBatch,
+        team: Team | None = None,
     ) -> None:
-        self.adapter, self.dataset, self.sites, self.batch_size = adapter, dataset, tuple(sites), batch_size
+        self.adapter, self.dataset, self.sites, self.micro_batch = adapter, dataset, tuple(sites), micro_batch
         self.team = team or Team()
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
-        for start in range(0, len(indices), self.batch_size):
-            samples = [checked(self.dataset, int(index)) for index in indices[start : start + self.batch_size]]
+        for part in self.micro_batch.parts([*map(int, indices)]):
+            samples = [checked(self.dataset, index) for index in part]
             for batch in self.adapter.batches(samples):  # one, unless the model gives images grids of their own
-                features = self.adapter.read(batch, self.sites)
-                yield features, list(map(self.ground_truth, batch.grids, batch.masks))
+                targets = [*map(self.ground_truth, batch.grids, batch.masks)]
+                yield self.adapter.read(batch, self.sites), targets  # nothing here holds features beside the next ones
 
     def target(self, index: int) -> Target:
         sample = checked(self.dataset, index)
@@ -77,7 +83,7 @@ class Held(FeatureSource):
     """
 
     def __init__(self, streamed: Streamed, rows: Mapping[Site, Row], targets: Sequence[Target]) -> None:
-        self.dataset, self.batch_size, self.team = streamed.dataset, streamed.batch_size, streamed.team
+        self.dataset, self.micro_batch, self.team = streamed.dataset, streamed.micro_batch, streamed.team
         self.sites, self._rows, self._targets = tuple(rows), rows, targets
         self._streamed, self._part = streamed, self.team.part(len(self.dataset))
 
@@ -86,8 +92,8 @@ class Held(FeatureSource):
         return [[place for place, index in enumerate(indices) if index in part] for part in parts]
 
     def read(self, indices: Indices) -> Iterator[tuple[Features, list[Target]]]:
-        for start in range(0, len(indices), self.batch_size):
-            chosen = [self._part.index(int(index)) for index in indices[start : start + self.batch_size]]
+        for part in self.micro_batch.parts([*map(int, indices)]):
+            chosen = [self._part.index(index) for index in part]
             for _, alike in itertools.groupby(chosen, lambda i: self._targets[i].grid_map.grid):
                 some = list(alike)
                 stacked = {site: torch.stack([row(i) for i in some]) for site, row in self._rows.items()}
@@ -105,7 +111,7 @@ class AtModel(FeatureSource):
 
     def __init__(self, source: FeatureSource, adapter: Adapter) -> None:
         self.source, self.adapter, self.dataset = source, adapter, source.dataset
-        self.sites, self.batch_size, self.team = source.sites, source.batch_size, source.team
+        self.sites, self.micro_batch, self.team = source.sites, source.micro_batch, source.team
 
     def shares(self, indices: Indices) -> list[list[int]]:
         return self.source.shares(indices)

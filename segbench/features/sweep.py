@@ -5,14 +5,15 @@ The LLM runs once per image, not once per image and epoch, and the states of one
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segbench.adapters.base import ADAPTER, ENCODER, FINAL, Encoded
+from segbench.adapters.base import ADAPTER, ENCODER, FINAL, Encoded, Features
 from segbench.adapters.stepping import Stepper, resting
-from segbench.features.rows import Make, Rows
+from segbench.features.rows import Make, Rows, at_home
 from segbench.features.source import Held, Streamed, checked
 from segbench.kernels import Target
 from segbench.types import Site
@@ -27,13 +28,27 @@ class Stage:
     val: Held | Streamed
 
 
+@dataclass(frozen=True)
+class _Resting:
+    """Neighbours in a split that share a batch, without their states."""
+
+    images: range
+    encoded: Encoded
+
+    def take(self, images: Sequence[int]) -> Encoded:
+        """The batch of these of them."""
+        if len(images) == len(self.images):
+            return self.encoded
+        return self.encoded.take([index - self.images.start for index in images])
+
+
 @dataclass
 class _Split:
     """One split on its way through the blocks."""
 
     name: str
     streamed: Streamed
-    batches: list[Encoded] = field(default_factory=list)  # without the states
+    batches: list[_Resting] = field(default_factory=list)
     at: list[Int[Tensor, " t"]] = field(default_factory=list)  # sequence positions of the patches, by image
     targets: list[Target] = field(default_factory=list)
     rows: dict[Site, Rows] = field(default_factory=dict)  # what rests now
@@ -120,21 +135,29 @@ class Sweep:
 
     def _encode(self, split: _Split, encoder: bool, start: int) -> None:
         """Everything before the first block, for every image; its states only where the sweep starts there."""
-        dataset, part, step = split.streamed.dataset, split.part, split.streamed.batch_size
+        part, places = split.part, range(len(split.part))
         wanted = ([ENCODER] if encoder else []) + ([Site("llm", 0)] if start == 0 else [])
         split.rows |= {site: self.make(f"{split.name}-{site}", len(part)) for site in wanted}
-        for first in range(0, len(part), step):
-            samples = [checked(dataset, index) for index in part[first : first + step]]
-            for batch in self.adapter.batches(samples):
+
+        def enter(images: Sequence[int]) -> list[tuple[Encoded, list[Target], Features]]:
+            entered = []
+            for batch in self.adapter.batches([checked(split.streamed.dataset, index) for index in images]):
                 encoded = self.adapter.encode(batch)
-                if encoder:
-                    split.rows[ENCODER].add(encoded.encoder)
-                if start == 0:
-                    split.rows[Site("llm", 0)].add(self.stepper.enter(encoded))
-                split.batches.append(resting(encoded))
+                found = {ENCODER: encoded.encoder} if encoder else {}
+                found |= {Site("llm", 0): self.stepper.enter(encoded)} if start == 0 else {}
+                targets = [*map(split.streamed.ground_truth, batch.grids, batch.masks)]
+                entered.append((resting(encoded), targets, at_home(found, split.rows)))
+            return entered
+
+        for entered in split.streamed.micro_batch.each(part, enter):
+            for encoded, targets, found in entered:
+                first = len(split.targets)
+                split.batches.append(_Resting(places[first : first + len(targets)], encoded))
                 split.at += encoded.image_at.unbind()
-                split.targets += map(split.streamed.ground_truth, batch.grids, batch.masks)
-            self.progress(len(samples))
+                split.targets += targets
+                for site, states in found.items():
+                    split.rows[site].add(states)
+                self.progress(len(targets))
         for site in wanted:
             split.rows[site].finish()
 
@@ -143,18 +166,20 @@ class Sweep:
         here = split.rows[Site("llm", block)]
         made = {site: self.make(f"{split.name}-{site}", len(split.targets)) for site in (behind, *streams)}
         split.rows |= made
-        first = 0
-        for encoded in split.batches:
-            last = first + len(encoded.image)
-            states = torch.stack([here.pop(index) for index in range(first, last)]).to(self.adapter.device)
+
+        def step(batch: _Resting, images: Sequence[int]) -> tuple[Sequence[int], Features]:
+            encoded, states = batch.take(images), torch.stack([here[index] for index in images])
+            states = states.to(self.adapter.device)
             if behind == FINAL:
-                made[FINAL].add(self.stepper.norm(encoded, states))
-            else:
-                states, taken = self.stepper.advance(encoded, states, block, streams)
-                made[behind].add(states)
-                for site in streams:
-                    made[site].add(taken[site])
-            first = last
+                return images, at_home({FINAL: self.stepper.norm(encoded, states)}, made)
+            states, taken = self.stepper.advance(encoded, states, block, streams)
+            return images, at_home({behind: states} | taken, made)
+
+        for batch in split.batches:
+            for images, found in split.streamed.micro_batch.each(batch.images, partial(step, batch)):
+                for site, states in found.items():
+                    made[site].add(states)
+                here.forget(images)
         for rows in made.values():
             rows.finish()
 

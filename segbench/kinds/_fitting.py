@@ -137,8 +137,6 @@ def _fit(this: Fitting, progress: Callable[[int], None]) -> "dict[str, Best]":
             kept["train_holdout"].offer(epoch, deciding, counts, weights)
         progress(len(held_out) + len(val_images))
         _keep(this, trainer, kept, epoch + 1)
-    images, provenance = trainer.micro_batch.images, this.cell.provenance
-    provenance["micro_batch"] = min(images, provenance.get("micro_batch", images))  # below batch_size: memory ran out
     return kept
 
 

@@ -6,10 +6,12 @@ image token may attend to the blocked tokens, and n(l) counts all patches wrongl
 exceed n0. Persistence is the mean of n(l)/n0; the ratio of sums and the median stand beside it.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +27,9 @@ from segbench.specs import Spec, TaskSpec
 from segbench.types import IGNORE, Dataset, Measure, Sample, Site
 
 if TYPE_CHECKING:
-    from segbench.adapters.base import Batch
+    from segbench.adapters.base import Batch, Encoded
+    from segbench.features import MicroBatch
+    from segbench.probes import ProbeBank
 
 BLOCKING = ("incorrect", "correct", "random")
 CONDITIONS = ("none", *BLOCKING)
@@ -65,9 +69,8 @@ def run(job: Job) -> Iterator[Measure]:
     Arrays `patches`: one row per (image, class) with `n` int32 [m, conditions, sites] and `n0`, `image`, `class` [m].
     Raises SpecError for an unknown class or window, CellError when no image has enough wrong patches.
     """
-    import torch
-
     from segbench import probes
+    from segbench.features import MicroBatch
 
     params: Params = job.params
     source = job.required[params.probes]
@@ -81,30 +84,18 @@ def run(job: Job) -> Iterator[Measure]:
     window = _window(params.layers, blocks)
     confused = [_class_id(name, val.classes, params.probes) for name in params.classes or val.classes]
 
+    micro_batch = MicroBatch(job.batch_size)
+    reading = _Reading(job, val, bank, sites, confused, window, micro_batch)
     found: list[_Row] = []
     left_out = dict.fromkeys(confused, 0)
-    for start, samples, batch in _batches(job, val):
-        encoded = job.adapter.encode(batch)
-        plain = bank.patches(job.adapter.decode(encoded, sites)).cpu().numpy()  # l b t
-        cases: list[_Case] = []
-        for row, (sample, mask, grid_map) in enumerate(zip(samples, batch.masks, batch.grids, strict=True)):
-            truth = patch_labels(mask, grid_map, len(val.classes))
-            for c in confused:
-                case = _Case.of(row, c, plain[0, row], truth, seed=(job.seed, zlib.crc32(sample.name.encode()), c))
-                if case.n0 >= params.least:
-                    cases.append(case)
-                elif case.n0:
-                    left_out[c] += 1
-        at_once = max(1, job.batch_size // len(BLOCKING))
-        for some in (cases[first : first + at_once] for first in range(0, len(cases), at_once)):
-            copies = encoded.take([case.row for case in some for _ in BLOCKING])
-            blocked = torch.from_numpy(np.concatenate([case.blocked for case in some])).to(job.adapter.device)
-            knocked = bank.patches(job.adapter.decode(copies, sites, blocked, window)).cpu().numpy()
-            knocked = knocked.reshape(len(sites), len(some), len(BLOCKING), -1)  # l cases conditions t
-            for index, case in enumerate(some):
-                conditions = np.concatenate([plain[:, case.row, None], knocked[:, index]], 1)
-                found.append(_Row(start + case.row, case.c, case.n0, case.wrong(conditions).sum(-1).T))
-        job.progress(start + len(samples), len(val), "knockout")
+    for start in range(0, len(val), job.batch_size)[job.team.rank :: job.team.size]:
+        images = range(start, min(start + job.batch_size, len(val)))
+        for rows, few in micro_batch.each(images, reading.rows):
+            found += rows
+            for c in few:
+                left_out[c] += 1
+        job.progress(images[-1] + 1, len(val), "knockout")
+    job.cell.provenance["micro_batch"] = micro_batch.smallest(job.team)  # below batch_size: memory ran out
     patches = {
         "n": np.reshape([row.n for row in found], (-1, len(CONDITIONS), len(sites))).astype(np.int32),
         "n0": np.asarray([row.n0 for row in found], np.int32),
@@ -137,9 +128,57 @@ def run(job: Job) -> Iterator[Measure]:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One confusion: class c in one image of the batch, and which tokens each condition but `none` blocks."""
+class _Reading:
+    """What is read of which model, with which probes."""
 
+    job: Job
+    val: Dataset
+    bank: "ProbeBank"
+    sites: tuple[Site, ...]
+    confused: Sequence[int]  # classes
+    window: range
+    micro_batch: "MicroBatch"
+
+    def rows(self, images: Sequence[int]) -> "tuple[list[_Row], list[int]]":
+        """One for every confusion in these images, and the classes of those with too few wrong patches."""
+        rows, few = [], []
+        for samples, batch in _batches(self.job, self.val, images):
+            encoded = self.job.adapter.encode(batch)
+            plain = self.bank.patches(self.job.adapter.decode(encoded, self.sites)).cpu().numpy()  # l b t
+            cases: list[_Case] = []
+            for row, (image, sample) in enumerate(samples):
+                truth = patch_labels(batch.masks[row], batch.grids[row], len(self.val.classes))
+                for c in self.confused:
+                    seed = (self.job.seed, zlib.crc32(sample.name.encode()), c)
+                    case = _Case.of(image, row, c, plain[0, row], truth, seed)
+                    if case.n0 >= self.job.params.least:
+                        cases.append(case)
+                    elif case.n0:
+                        few.append(c)
+            copies = [(case, blocked) for case in cases for blocked in case.blocked]
+            wrong = itertools.chain.from_iterable(self.micro_batch.each(copies, partial(self._wrong, encoded)))
+            for case in cases:
+                n = [case.wrong(plain[:, case.row]).sum(-1), *itertools.islice(wrong, len(BLOCKING))]
+                rows.append(_Row(case.image, case.c, case.n0, np.stack(n)))
+        return rows, few
+
+    def _wrong(
+        self, encoded: "Encoded", copies: "Sequence[tuple[_Case, Bool[np.ndarray, 't']]]"
+    ) -> list[Int[np.ndarray, " l"]]:
+        """Wrong patches by site of every copy of an image, each with its own tokens blocked."""
+        import torch
+
+        some = encoded.take([case.row for case, _ in copies])
+        blocked = torch.from_numpy(np.stack([one for _, one in copies])).to(self.job.adapter.device)
+        found = self.bank.patches(self.job.adapter.decode(some, self.sites, blocked, self.window)).cpu().numpy()
+        return [case.wrong(found[:, copy]).sum(-1) for copy, (case, _) in enumerate(copies)]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One confusion: class c in one image, and which tokens each condition but `none` blocks."""
+
+    image: int
     row: int  # of the batch
     c: int
     n0: int
@@ -148,14 +187,20 @@ class _Case:
 
     @classmethod
     def of(
-        cls, row: int, c: int, predicted: Int[np.ndarray, " t"], truth: Int[np.ndarray, " t"], seed: Sequence[int]
+        cls,
+        image: int,
+        row: int,
+        c: int,
+        predicted: Int[np.ndarray, " t"],
+        truth: Int[np.ndarray, " t"],
+        seed: Sequence[int],
     ) -> "_Case":
         """Blocked are the tokens predicted c, those predicted g, and as many random ones as are predicted c."""
         wrong = (predicted == c) & (truth != c) & (truth != IGNORE)
         incorrect = predicted == c
         g = np.bincount(truth[wrong], minlength=1).argmax() if wrong.any() else c
         random = np.random.default_rng(seed).permutation(len(predicted)) < incorrect.sum()
-        return cls(row, c, int(wrong.sum()), truth, np.stack([incorrect, predicted == g, random]))
+        return cls(image, row, c, int(wrong.sum()), truth, np.stack([incorrect, predicted == g, random]))
 
     def wrong(self, predicted: Int[np.ndarray, "*rest t"]) -> Bool[np.ndarray, "*rest t"]:
         """All patches that are wrongly predicted c, not only those that were so at the adapter."""
@@ -181,17 +226,14 @@ def _gathered(
     return {name: array[order] for name, array in patches.items()} | {"left_out": summed}
 
 
-def _batches(job: Job, val: Dataset) -> "Iterator[tuple[int, list[Sample], Batch]]":
-    """The val images of this process in order, with the number of the first one of each batch."""
+def _batches(job: Job, val: Dataset, images: Sequence[int]) -> "Iterator[tuple[Sequence[tuple[int, Sample]], Batch]]":
+    """Val images as batches, with the number and the sample of each."""
     from segbench.features import checked
 
-    for start in range(0, len(val), job.batch_size)[job.team.rank :: job.team.size]:
-        samples = [checked(val, index) for index in range(start, min(start + job.batch_size, len(val)))]
-        first = start
-        for batch in job.adapter.batches(samples):
-            count = len(batch.grids)
-            yield first, samples[first - start : first - start + count], batch
-            first += count
+    samples = [(image, checked(val, image)) for image in images]
+    for batch in job.adapter.batches([sample for _, sample in samples]):
+        yield samples[: len(batch.grids)], batch
+        samples = samples[len(batch.grids) :]
 
 
 def _window(text: str, blocks: int) -> range:

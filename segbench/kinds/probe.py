@@ -78,7 +78,8 @@ def run(job: Job) -> Iterator[Measure]:
     reads = _reads(params, len(train), len(val))
     own = f"-{job.team.rank}-of-{job.team.size}" if job.team.size > 1 else ""
     folder = job.cell.path / f"features{own}"
-    work = features.Work(job.adapter, train, val, sites, job.batch_size, reads, folder, job.team)
+    micro_batch = features.MicroBatch(job.batch_size)
+    work = features.Work(job.adapter, train, val, sites, micro_batch, reads, folder, job.team)
     plan = features.choose(work, params.features)
     job.cell.provenance["features"] = plan.facts()
     whole = fitting * len(plan.chosen.groups)
@@ -95,6 +96,7 @@ def run(job: Job) -> Iterator[Measure]:
         counts["position"] = _position(job, (stage.train, stage.val) if stage else work.streamed(sites), ceiling.grids)
     probes = {f"{site}.{name}": done[site][name] for site in sites for name in ("weight", "bias")}
     probes |= {f"last/{site}.{name}": done[site][f"last/{name}"] for site in sites for name in ("weight", "bias")}
+    job.cell.provenance["micro_batch"] = micro_batch.smallest(job.team)  # below batch_size: memory ran out
     job.cell.save_arrays("counts", counts)
     job.cell.save_arrays("confusion", {"best": np.stack([done[site]["confusion"] for site in sites])})
     job.cell.save_arrays("probes", probes)

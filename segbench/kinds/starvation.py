@@ -58,7 +58,8 @@ def run(job: Job) -> Iterator[Measure]:
 
     own = job.team.part(len(val))
     hit, counted = np.zeros((2, len(own), grid[0] * grid[1]), np.int32)
-    stream = features.Streamed(job.adapter, val, [site], job.batch_size)
+    micro_batch = features.MicroBatch(job.batch_size)
+    stream = features.Streamed(job.adapter, val, [site], micro_batch)
     for row, (pixels, target) in enumerate(probes.predictions(bank, stream, own)):
         patch = patch_index(target.grid_map)
         labelled = target.valid.cpu().numpy() & (patch >= 0)
@@ -66,6 +67,7 @@ def run(job: Job) -> Iterator[Measure]:
         counted[row] = np.bincount(patch[labelled], minlength=hit.shape[1])
         hit[row] = np.bincount(patch[right], minlength=hit.shape[1])
         job.progress(row + 1, len(own), "starvation")
+    job.cell.provenance["micro_batch"] = micro_batch.smallest(job.team)
     parts = job.team.gather({"hit": hit, "count": counted})
     hit, counted = (np.concatenate([part[name] for part in parts]) for name in ("hit", "count"))
     job.cell.save_arrays("positions", {"hit": hit, "count": counted})

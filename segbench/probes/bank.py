@@ -12,11 +12,11 @@ from segbench.adapters.base import Features
 from segbench.errors import CellError
 from segbench.features import FeatureSource, Indices
 from segbench.kernels.linear import linear
-from segbench.probes.memory import Batch, MicroBatch
 from segbench.team import Team
 from segbench.types import Site
 
 Arrays = dict[str, np.ndarray]
+Moments = list[tuple[Float64[Tensor, "_d"], Float64[Tensor, "_d"]]]
 
 
 class Diverged(CellError):
@@ -88,11 +88,16 @@ class ProbeBank(nn.Module):
         count = self.means[0].new_zeros(1, dtype=torch.float64)
         sums = [torch.zeros_like(mean, dtype=torch.float64) for mean in self.means]
         squares = [torch.zeros_like(one) for one in sums]
-        for tokens, found in MicroBatch(source.batch_size).each(source, source.own(indices), self._moments):
-            count += tokens
-            for row, (first, second) in enumerate(found):
-                sums[row] += first
-                squares[row] += second
+
+        def moments(part: Sequence[int]) -> list[tuple[int, Moments]]:
+            return [self._moments(features) for features, _ in source.read(part)]
+
+        for batches in source.micro_batch.each(source.own(indices), moments):
+            for tokens, found in batches:
+                count += tokens
+                for row, (first, second) in enumerate(found):
+                    sums[row] += first
+                    squares[row] += second
         source.team.sum([count, *sums, *squares])
         for row in range(len(self.sites)):
             mean = sums[row] / count
@@ -127,9 +132,8 @@ class ProbeBank(nn.Module):
             shift = weight @ mean
             yield weight, -shift if probe.bias is None else probe.bias - shift
 
-    def _moments(self, batch: Batch) -> tuple[int, list[tuple[Float64[Tensor, "_d"], Float64[Tensor, "_d"]]]]:
+    def _moments(self, features: Features) -> tuple[int, Moments]:
         """Number of tokens; by site their sum and the sum of their squares."""
-        features, _ = batch
         tokens = (features[site].double().flatten(0, 1) for site in self.sites)
         return features[self.sites[0]].shape[:2].numel(), [(one.sum(0), one.square().sum(0)) for one in tokens]
 

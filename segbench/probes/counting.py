@@ -1,7 +1,7 @@
 """What a bank of probes says of images at original resolution, and its pixels counted against the truth."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from segbench.features import FeatureSource, Indices
 from segbench.kernels import LIMIT, Target, upsampled_argmax, upsampled_counts
 from segbench.probes.bank import Diverged, ProbeBank, refuse_divergence
-from segbench.probes.memory import MicroBatch
+
+Batch = tuple[Float[Tensor, "l b t k"], list[Target]]  # logits on the patch grid
+T = TypeVar("T")
 
 
 class Counted(NamedTuple):
@@ -29,16 +31,23 @@ def evaluate(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Counte
     """
     sites, classes, device = len(bank.sites), bank.classes, bank.means[0].device
     confusion = torch.zeros(sites, classes, classes, dtype=torch.int64, device=device)
-    images = [torch.zeros(sites, 0, classes, 3, dtype=torch.int32, device=device)]
+    images = [np.empty((sites, 0, classes, 3), np.int32)]
+
+    def counts_of(batches: Iterator[Batch]) -> tuple[list[np.ndarray], Int64[Tensor, "l k k"]]:
+        pairs = torch.zeros_like(confusion)  # of these images alone: what is tried again must not count twice
+        counts = (upsampled_counts(logits, targets, pairs) for logits, targets in batches)
+        return [one.int().cpu().numpy() for one in counts], pairs
+
     diverged = None
     try:
-        for logits, targets in _logits(bank, source, source.own(indices)):
-            images.append(upsampled_counts(logits, targets, confusion).int())
+        for counts, pairs in _each(bank, source, source.own(indices), counts_of):
+            images += counts
+            confusion += pairs
     except Diverged as error:
         diverged = error
     refuse_divergence(source.team, bank.sites, diverged)
-    shares, own = source.shares(indices), {"images": torch.cat(images, 1), "confusion": confusion}
-    parts = source.team.gather({name: tensor.cpu().numpy() for name, tensor in own.items()})
+    own = {"images": np.concatenate(images, 1), "confusion": confusion.cpu().numpy()}
+    shares, parts = source.shares(indices), source.team.gather(own)
     together = np.empty((sites, len(indices), classes, 3), np.int32)
     for share, part in zip(shares, parts, strict=True):
         together[:, share] = part["images"]
@@ -57,9 +66,13 @@ def predictions(
     bank: ProbeBank, source: FeatureSource, indices: Indices
 ) -> Iterator[tuple[Integer[Tensor, "l H W"], Target]]:
     """Predicted class of every pixel at original resolution, for each site and image in turn, here and nowhere else."""
-    for logits, targets in _logits(bank, source, indices):
-        for row, target in enumerate(targets):
-            yield upsampled_argmax(logits[:, row], target), target
+
+    def drawn(batches: Iterator[Batch]) -> list[tuple[Integer[Tensor, "l H W"], Target]]:
+        images = ((logits[:, row], one) for logits, targets in batches for row, one in enumerate(targets))
+        return [(upsampled_argmax(logits, target), target) for logits, target in images]
+
+    for pictures in _each(bank, source, indices, drawn):
+        yield from pictures
 
 
 def label_maps(bank: ProbeBank, source: FeatureSource, indices: Indices) -> list[Integer[np.ndarray, "l H W"]]:
@@ -72,13 +85,22 @@ def label_maps(bank: ProbeBank, source: FeatureSource, indices: Indices) -> list
     return [found[place] for place in range(len(indices))]
 
 
-@torch.no_grad()
-def _logits(
-    bank: ProbeBank, source: FeatureSource, indices: Indices
-) -> Iterator[tuple[Float[Tensor, "l b t k"], Sequence[Target]]]:
-    """Logits on the patch grid, batch by batch; Diverged where they have no argmax."""
-    micro_batch = MicroBatch(source.batch_size)
-    for logits, targets in micro_batch.each(source, indices, lambda batch: (bank(batch[0]), batch[1])):
+def _each(
+    bank: ProbeBank, source: FeatureSource, indices: Indices, work: Callable[[Iterator[Batch]], T]
+) -> Iterator[T]:
+    """What the work makes of the images, as many at once as fit."""
+
+    @torch.no_grad()
+    def read(part: Sequence[int]) -> T:
+        return work(_logits(bank, source, part))
+
+    yield from source.micro_batch.each([*map(int, indices)], read)
+
+
+def _logits(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Iterator[Batch]:
+    """Batch by batch; Diverged where they have no argmax."""
+    for features, targets in source.read(indices):
+        logits = bank(features)
         for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
             if not largest <= LIMIT:  # nor is NaN
                 raise Diverged(

@@ -1,6 +1,7 @@
 """The training of a bank: every probe takes the same steps on the same images in the same order (paper A.2)."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from segbench.features import FeatureSource, Indices
 from segbench.kernels import upsampled_cross_entropy
 from segbench.probes.bank import Arrays, Diverged, ProbeBank, refuse_divergence
-from segbench.probes.memory import Batch, MicroBatch
 
 EXACT = 1 << 12  # numbers of pixels are summed as two float32, each exact up to 2^24
 
@@ -37,7 +37,6 @@ class Trainer:
         self.indices = np.asarray(indices)
         self.steps = schedule.epochs * -(-len(self.indices) // schedule.batch)
         self.step = 0
-        self.micro_batch = MicroBatch(source.batch_size)
         self.optimiser = torch.optim.AdamW(
             list(bank.linears.parameters()),
             lr=schedule.lr,
@@ -91,7 +90,7 @@ class Trainer:
         """One optimiser step on the mean loss over the valid pixels of all chosen images; micro-batches only add up."""
         pixels, diverged = 0, None
         try:
-            pixels = self.micro_batch.whole(self.source, self.source.own(chosen), self._accumulate)
+            pixels = self.source.micro_batch.whole(self.source.own(chosen), self._accumulate)
         except Diverged as error:
             diverged = error
         pixels = self._summed(pixels, diverged)
@@ -105,11 +104,11 @@ class Trainer:
             self.optimiser.step()
         self.step += 1
 
-    def _accumulate(self, batches: Iterator[Batch]) -> int:
+    def _accumulate(self, parts: Iterator[Sequence[int]]) -> int:
         """The gradient of the summed loss, from nothing; the number of valid pixels."""
         pixels = 0
         self.optimiser.zero_grad()
-        for features, targets in batches:
+        for features, targets in itertools.chain.from_iterable(map(self.source.read, parts)):
             logits = self.bank(features)
             loss = upsampled_cross_entropy(logits, targets).sum(1)
             self._refuse_divergence(loss, logits)

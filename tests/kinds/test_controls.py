@@ -33,11 +33,10 @@ class Known(features.FeatureSource):
     """Images whose features say their number and nothing else; of `size` patches."""
 
     def __init__(self, size: int, grids: tuple[tuple[int, int], ...] = ((4, 4),)) -> None:
-        self.dataset, self.sites, self.batch_size, self.grids = Halves(size), (SITE,), 3, grids
+        self.dataset, self.sites, self.micro_batch, self.grids = Halves(size), (SITE,), features.MicroBatch(3), grids
 
     def read(self, indices):
-        for start in range(0, len(indices), self.batch_size):
-            some = [int(index) for index in indices[start : start + self.batch_size]]
+        for some in self.micro_batch.parts([*map(int, indices)]):
             tokens = [torch.full((16, 1), float(index)) for index in some]
             yield {SITE: torch.stack(tokens)}, [self.target(index) for index in some]
 

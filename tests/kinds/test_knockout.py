@@ -1,10 +1,15 @@
 """A knockout cell against loops over single images and patches."""
 
+import json
+
 import numpy as np
 import pytest
+import tiny_runs
 import torch
+from narrow import Narrow
 
 from segbench import probes
+from segbench.adapters import base
 from segbench.data.scenes import CLASSES
 from segbench.errors import SpecError
 from segbench.kinds import knockout
@@ -126,7 +131,7 @@ def test_a_window_outside_the_model_is_refused(text):
 def test_random_blocks_as_many_tokens_as_incorrect_and_the_same_ones_for_the_same_seed():
     random = np.random.default_rng(0)
     predicted, real = random.integers(0, 3, (2, 36))
-    first, again, other = (knockout._Case.of(0, 1, predicted, real, (seed, 7, 1)) for seed in (0, 0, 1))
+    first, again, other = (knockout._Case.of(0, 0, 1, predicted, real, (seed, 7, 1)) for seed in (0, 0, 1))
     incorrect, _, drawn = first.blocked
     assert drawn.sum() == incorrect.sum() == (predicted == 1).sum()
     assert np.array_equal(first.blocked, again.blocked)
@@ -137,7 +142,22 @@ def test_random_blocks_as_many_tokens_as_incorrect_and_the_same_ones_for_the_sam
 def test_correct_is_the_commonest_truth_of_the_wrong_patches_and_unlabelled_ones_have_no_say():
     predicted = np.array([1, 1, 1, 1, 1, 1, 2, 0, 2])
     real = np.array([0, 2, 2, 255, 255, 255, 2, 0, 1])
-    case = knockout._Case.of(0, 1, predicted, real, (0,))
+    case = knockout._Case.of(0, 0, 1, predicted, real, (0,))
     assert case.n0 == 3
     assert case.blocked[0].tolist() == (predicted == 1).tolist()
     assert case.blocked[1].tolist() == (predicted == 2).tolist()
+
+
+def test_where_two_images_fit_into_memory_the_counts_are_the_same(cells, lab, tmp_path, monkeypatch):
+    tiny_runs.measure(lab, "probe", tmp_path)
+    load = base.load
+    monkeypatch.setattr(base, "load", lambda *given: Narrow(load(*given), 2))
+    found = tiny_runs.measure(lab, "knockout,starvation", tmp_path)
+    for name, array in (("knockout", "patches"), ("starvation", "positions")):
+        assert found[name].status == "ran", found[name].note
+        expected = cells[name].arrays(array)
+        for key, counts in found[name].result.arrays(array).items():
+            np.testing.assert_array_equal(counts, expected[key])
+        assert found[name].result.about == cells[name].about
+        told = json.loads((found[name].result.path / "provenance.json").read_bytes())
+        assert told["micro_batch"] == 1  # of 3, half
