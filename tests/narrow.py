@@ -6,22 +6,23 @@ from segbench.adapters.base import Adapter
 
 
 class Narrow(Adapter):
-    """Another adapter, of which only so many images fit into a pass of the vision side or of the LLM."""
+    """Another adapter, of which only so many images fit into a pass of the LLM, and of the vision side."""
 
-    def __init__(self, adapter: Adapter, fit: int) -> None:
+    def __init__(self, adapter: Adapter, fit: int, vision: int = 1 << 10) -> None:
         self.__dict__ |= vars(adapter)
-        self.fit = fit
-        self.passed = []  # images of every pass that succeeded: on the vision side, or of the LLM
+        self.fit, self.vision = fit, vision
+        self.passed = []  # images of every pass of the LLM that succeeded
 
     def encode(self, batch):
-        self._refuse(len(batch.grids))
+        _refuse(len(batch.grids), self.vision)
         return super().encode(batch)
 
     def replay(self, encoded, wanted, show):
         super().replay(encoded, wanted, show)  # memory runs out behind the work, so that what it left shows
-        self._refuse(len(encoded.image))
+        _refuse(len(encoded.image), self.fit)
+        self.passed.append(len(encoded.image))
 
-    def _refuse(self, images):
-        if images > self.fit:
-            torch.empty(1 << 55)
-        self.passed.append(images)
+
+def _refuse(images, fit):
+    if images > fit:
+        torch.empty(1 << 55)

@@ -117,9 +117,9 @@ def test_every_policy_reads_the_same_where_few_images_fit(adapter, dataset, tmp_
     narrow.passed.clear()
     assert read_all(plan, dataset, adapter) == sites
     assert wanted.micro_batch.images == 2
-    steps = 2 + len(("llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"))
-    passes = {"memory": 2, "cached": 2, "groups": 2 * len(sites) - 1, "sweep": steps, "disk": steps}[name]
-    assert sum(narrow.passed) == 8 * passes  # 5 and 3 images: once on the vision side, once into the LLM, ...
+    steps = 1 + len(("llm.1", "llm.2", "llm.3", "llm.4", "llm.norm"))
+    passes = {"memory": 1, "cached": 1, "groups": len(sites) - 1, "sweep": steps, "disk": steps}[name]
+    assert sum(narrow.passed) == 8 * passes  # of 5 and 3 images, none twice
 
 
 def test_probes_are_trained_and_counted_alike_on_a_stream_of_few_images(adapter, dataset):
@@ -162,7 +162,7 @@ def test_one_image_that_does_not_fit_ends_every_policy_with_advice(adapter, data
     for name in ("memory", "sweep", "disk"):
         narrow = Narrow(adapter, 4)
         plan = features.choose(work(narrow, dataset, tmp_path, batch_size=4), name)
-        narrow.fit = 0
+        narrow.vision = 0
         with pytest.raises(CellError, match="memory does not suffice for one image"):
             next(plan.stages((), lambda images: None))
     with pytest.raises(CellError, match="memory does not suffice for one image"):
