@@ -22,6 +22,9 @@ LACKS = (  # of memory, where torch has no type of error for it
     "DefaultCPUAllocator: not enough memory",
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",  # behind CUBLAS, CUDNN, ...
+    "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, of work that it did when the model was loaded
+    "could not create a memory object",
 )
 
 _log = logging.getLogger(__name__)
