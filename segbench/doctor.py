@@ -50,12 +50,14 @@ def _machine() -> Iterator[Finding]:
     import torch
 
     from segbench import kernels
+    from segbench.kernels import linear
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("device", ", ".join(names) or f"cpu ({platform.machine()})")
     yield Finding("threads", f"{torch.get_num_threads()} of {len(os.sched_getaffinity(0))} cores")
     device = "cuda" if names else "cpu"
     yield Finding("loss and counts", f"{kernels.making(device)} on {device}")
+    yield Finding("probes' products", f"{linear.making(device)} on {device}")
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = (os.sysconf(name) * page for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
     yield Finding("memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}")

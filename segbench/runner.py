@@ -198,6 +198,7 @@ class _Run:
 def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> dict[str, Any]:
     """When, where and by what a cell was measured: nothing that its numbers depend on."""
     from segbench import kernels
+    from segbench.kernels import linear
 
     packages = ("torch", "transformers", "numpy", "pillow", "safetensors")
     return {
@@ -209,6 +210,7 @@ def _provenance(seconds: float, command: Sequence[str], adapter: "Adapter") -> d
         "cpus": os.cpu_count(),
         "device": str(adapter.device),
         "evaluation": kernels.making(adapter.device),
+        "products": linear.making(adapter.device),
         "image_processor": type(adapter.processor.image_processor).__name__,  # type: ignore[attr-defined]
         "selftests": dict(adapter.selftests),
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"segbench": segbench.__version__},

@@ -16,6 +16,7 @@ def test_everything_that_is_shipped_is_well():
     assert {"segbench", "torch", "device", "memory", "disk", "torchvision", "lmms_eval", "task probe-scenes"} <= set(
         findings
     )
+    assert findings["probes' products"].found.endswith((" on cpu", " on cuda"))
     assert findings["model tiny-clip-causal"].found.startswith("weights ")
 
 

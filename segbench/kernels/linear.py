@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import BFloat16, Float, Float32
@@ -19,12 +19,25 @@ from torch import Tensor
 ROWS, ROWS_ELSEWHERE = {"cpu": 640}, 1 << 14  # tokens at a time: on a CPU 10 MB of float32 copies at 4096 channels
 WORTH = 1 << 20  # multiplications; for fewer, oneDNN saves less than it costs to set it
 PARTS = 3  # bfloat16 has 8 bits of a float32's 24
+LARGE = (512, 2048, 150)  # tokens, channels and classes whose product is worth a trial
 TOLERANCE = 2e-6  # relative; float32's products are off by 3e-7 to 6e-7 at 4096 channels, TF32's by 3e-4
 ONEDNN: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the module is put together at import
 
 _log = logging.getLogger(__name__)
 
 _Product = Callable[[Tensor, Tensor], Tensor]
+
+
+class Making(NamedTuple):
+    """Where products come from."""
+
+    quick: bool  # not from plain PyTorch
+    says: str
+
+
+def making(device: torch.device | str = "cpu") -> str:
+    """What multiplies features by many probes here, or why it is plain PyTorch; small products always are."""
+    return _making(str(device)).says
 
 
 def linear(
@@ -119,20 +132,23 @@ def onednn(rows: int, width: int, classes: int) -> bool:
     What is asked of it is called "bf16". A CPU without bfloat16's matrix unit (AMX) has no use for the permission and
     multiplies in float32; one with the unit rounds, which shows here.
     """
+    made = _tried_onednn(rows, width, classes)
+    _tell(f"probes' products on a CPU: {made.says}")
+    return made.quick
+
+
+def _tried_onednn(rows: int, width: int, classes: int) -> Making:
     if not torch.backends.mkldnn.is_available():
-        return False
+        return Making(False, "plain PyTorch, which has no oneDNN")
     features, weight, slope = _trial(rows, width, classes, "cpu")
     plain, plain_gradient = features @ weight.T, slope.T @ features
     quick, quick_gradient = _under_onednn(features, weight.T), _under_onednn(slope.T, features)
     off = max(_off(quick, features, weight.T), _off(quick_gradient, slope.T, features))
     if torch.equal(quick, plain) and torch.equal(quick_gradient, plain_gradient):
-        _tell("probes' products on a CPU: plain PyTorch")
-        return False
+        return Making(False, "plain PyTorch")
     if off > TOLERANCE:
-        _tell(f"probes' products on a CPU: plain PyTorch, as oneDNN's are off by {off:.0e}")
-        return False
-    _tell("probes' products on a CPU: oneDNN, in float32")
-    return True
+        return Making(False, f"plain PyTorch, as oneDNN's are off by {off:.0e}")
+    return Making(True, "oneDNN, in float32")
 
 
 def _under_onednn(left: Float32[Tensor, "n d"], right: Float32[Tensor, "d k"]) -> Float32[Tensor, "n k"]:
@@ -151,6 +167,14 @@ def _precision(products: Any, wanted: str) -> Iterator[None]:
         products.fp32_precision = before
 
 
+@cache
+def _making(device: str) -> Making:
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return _tried_cores(device)
+    return _tried_onednn(*LARGE) if kind == "cpu" else Making(False, "plain PyTorch")
+
+
 def _splits(features: Float[Tensor, "n d"]) -> bool:
     if features.device.type != "cuda" or features.dtype != torch.bfloat16:
         return False
@@ -159,16 +183,20 @@ def _splits(features: Float[Tensor, "n d"]) -> bool:
 
 @cache
 def _cores_are_exact(device: str) -> bool:
-    features, weight, slope = _trial(512, 2048, 150, device)
+    made = _tried_cores(device)
+    _tell(f"probes' products on {device}: {made.says}")
+    return made.quick
+
+
+def _tried_cores(device: str) -> Making:
+    features, weight, slope = _trial(*LARGE, device)
     features = features.bfloat16()
     logits = split_logits(features, weight, weight.new_zeros(len(weight)), _tensor_cores)
     gradient = split_gradient(slope, features, _tensor_cores)
     off = max(_off(logits, features, weight.T), _off(gradient, slope.T, features))
     if off > TOLERANCE:
-        _tell(f"probes' products on {device}: plain PyTorch, as three bfloat16 parts are off by {off:.0e}")
-        return False
-    _tell(f"probes' products on {device}: weights in three bfloat16 parts")
-    return True
+        return Making(False, f"plain PyTorch, as three bfloat16 parts are off by {off:.0e}")
+    return Making(True, "weights in three bfloat16 parts, where features are bfloat16")
 
 
 def _tensor_cores(left: BFloat16[Tensor, "n d"], right: BFloat16[Tensor, "d k"]) -> Float32[Tensor, "n k"]:

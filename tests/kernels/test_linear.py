@@ -130,6 +130,10 @@ def test_onednn_is_taken_for_its_error_and_not_where_it_rounds(monkeypatch, capl
         monkeypatch.setattr(products, "_under_onednn", lambda a, b, quick=quick: quick(a @ b))
         assert products.onednn(64, 100, 20) == taken
         assert caplog.messages[0].startswith(f"probes' products on a CPU: {says}")
+        products._making.cache_clear()
+        assert products.making("cpu").startswith(says)
+    assert products.making("meta") == "plain PyTorch"
+    products._making.cache_clear()
     products.onednn.cache_clear()
     products._tell.cache_clear()
 
