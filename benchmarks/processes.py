@@ -3,13 +3,15 @@
     python benchmarks/processes.py [ROUNDS] [PROCESSES]
 
 Prints Markdown: one probe task on a shipped reference model, by one process and by PROCESSES (2) that torchrun starts
-on this machine (gloo), one thread each, in turn; seconds are medians over the rounds of what the cell took, from
-loading the model to the written files (`provenance.json`), without the processes' start. The last times are those of
-one process with as many threads.
+on this machine (gloo), one thread each, in turn; seconds are medians over the rounds of what a cell took, from its
+first image to the written files (`provenance.json`): it is the second one of the run, with another seed, so that
+libraries and model are loaded. The last times are those of one process with as many threads.
 
-Speed-up is the median over the rounds of one process's seconds divided by the team's. It has limits of its own: every
-process loads the model, tries its attention and looks at all masks of val; images that rest in memory belong to the
-process that read them, so that a batch of 64 seldom falls into equal parts (of two: 29 and 35, one step in two).
+Speed-up is the median over the rounds of one process's seconds divided by the team's. It has limits of its own: images
+that rest in memory belong to the process that read them, so that a batch of 64 seldom falls into equal parts (of two:
+29 and 35, one step in two); optimiser, checkpoints and intervals are every process's or the first one's; and two busy
+cores may be slower than one. `alone beside another` is one process while a second one does the same: what the machine
+itself allows.
 """
 
 import json
@@ -27,7 +29,7 @@ from segbench import kernels
 from segbench.store import Result, Store
 
 MODEL, POLICIES = "tiny-clip-bidir", ("stream", "memory", "sweep")
-TRAIN, VAL, EPOCHS = 480, 240, {"stream": 4, "memory": 12, "sweep": 12}
+TRAIN, VAL, EPOCHS = 240, 80, {"stream": 3, "memory": 9, "sweep": 9}
 
 
 def lab(folder: Path) -> None:
@@ -41,21 +43,27 @@ def lab(folder: Path) -> None:
         )
 
 
-def measured(folder: Path, policy: str, processes: int, threads: int, output: Path) -> tuple[float, Result]:
-    """Seconds of the cell, and what it holds."""
+def start(folder: Path, policy: str, processes: int, threads: int, output: Path) -> "subprocess.Popen[str]":
+    """The cells of both seeds."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = ["-m", "segbench", "run", "--include", str(folder), "--model", MODEL, "--tasks", policy]
     command += ["--output", str(output), "--device", "cpu", "--no-figures", "--examples", "0"]
-    done = subprocess.run(  # noqa: S603
+    command += ["--seed", "0,1", "--share", "images"]
+    return subprocess.Popen(  # noqa: S603 our own words, no shell
         [sys.executable, *(torchrun if processes > 1 else []), *command],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    (result,) = Store(output).results()
+
+
+def measured(run: "subprocess.Popen[str]", output: Path) -> tuple[float, Result]:
+    """Seconds of the second cell, and what it holds."""
+    _, said = run.communicate()
+    if run.returncode:
+        raise SystemExit(said)
+    result = next(one for one in Store(output).results() if one.seed == 1)
     return json.loads((result.path / "provenance.json").read_text())["seconds"], result
 
 
@@ -71,25 +79,30 @@ def differences(one: Result, other: Result) -> str:
 def main(rounds: int, processes: int) -> None:
     print(f"# One probe task by {processes} processes\n\n{machine()}; {kernels.making()}; {rounds} rounds\n")
     print(f"`{MODEL}`, {TRAIN} + {VAL} drawn images.\n")
-    heads = f"one process (s) | {processes} processes (s) | speed-up | one with {processes} threads (s)"
-    print(f"| features | epochs | {heads} | differences: weights / pixels |\n|---|---:|---:|---:|---:|---:|---|")
+    heads = ("one process (s)", "alone beside another", f"{processes} processes", "speed-up", f"{processes} threads")
+    print(f"| features | epochs | {' | '.join(heads)} | differences: weights / pixels |\n|---|{'---:|' * 6}---|")
     for policy in POLICIES:
-        alone, team, threaded = [], [], []
+        seconds: dict[str, list[float]] = {name: [] for name in ("alone", "beside", "team", "threads")}
         told = ""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             lab(folder)
             for number in range(rounds):
-                seconds, one = measured(folder, policy, 1, 1, folder / f"alone-{number}")
-                alone.append(seconds)
-                seconds, other = measured(folder, policy, processes, 1, folder / f"team-{number}")
-                team.append(seconds)
-                told = differences(one, other)
-                threaded.append(measured(folder, policy, 1, processes, folder / f"threads-{number}")[0])
-        ratio = statistics.median(a / b for a, b in zip(alone, team, strict=True))
-        times = [f"{statistics.median(some):.1f}" for some in (alone, team, threaded)]
-        cells = [policy, EPOCHS[policy], *times[:2], f"{ratio:.2f}", times[2], told]
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+                places = {name: folder / f"{name}-{number}" for name in (*seconds, "other")}
+                took, one = measured(start(folder, policy, 1, 1, places["alone"]), places["alone"])
+                seconds["alone"].append(took)
+                both = [start(folder, policy, 1, 1, places[name]) for name in ("beside", "other")]
+                pair = [measured(run, places[name])[0] for run, name in zip(both, ("beside", "other"), strict=True)]
+                seconds["beside"].append(max(pair))
+                took, team = measured(start(folder, policy, processes, 1, places["team"]), places["team"])
+                seconds["team"].append(took)
+                took, _ = measured(start(folder, policy, 1, processes, places["threads"]), places["threads"])
+                seconds["threads"].append(took)
+                told = differences(one, team)
+        ratio = statistics.median(a / b for a, b in zip(seconds["alone"], seconds["team"], strict=True))
+        times = {name: f"{statistics.median(some):.1f}" for name, some in seconds.items()}
+        cells = [policy, EPOCHS[policy], times["alone"], times["beside"], times["team"], f"{ratio:.2f}"]
+        print(f"| {' | '.join(map(str, [*cells, times['threads'], told]))} |", flush=True)
     print(f"\nAt the end: {machine().rpartition('; ')[2]}.")
 
 

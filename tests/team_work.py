@@ -15,9 +15,13 @@ def exchanges(group):
     number = group.rank + 1
     tensors = [torch.full((2, 3), float(number)), torch.tensor([10.0 * number])]
     group.sum(tensors)
+    large = [torch.arange(100_000, dtype=torch.float32) * number, torch.tensor([1.0])]
+    group.sum(large)
     rows = group.gather({"a": np.arange(group.rank, dtype=np.int32), "b": np.full((group.rank, 2), 0.5)})
     return {
         "sums": [tensor.tolist() for tensor in tensors],
+        "large": [float((large[0] / torch.arange(100_000).clamp(min=1)).unique()[-1]), large[1].item()],
+        "long": [[len(one), one.strip(b"y").decode()] for one in group.exchange(b"y" * (group.rank * 100_000))],
         "messages": [one.decode() for one in group.exchange(b"x" * group.rank)],
         "nothing": [one.decode() for one in group.exchange(b"")],
         "shapes": [[list(row["a"].shape), list(row["b"].shape)] for row in rows],

@@ -20,6 +20,8 @@ def test_all_processes_learn_the_same_of_unequal_parts():
     first, *others = found(3, "exchanges")
     assert others == [first, first]
     assert first["sums"] == [[[6.0] * 3] * 2, [60.0]]
+    assert first["large"] == [6.0, 3.0]
+    assert first["long"] == [[0, ""], [100_000, ""], [200_000, ""]]
     assert first["messages"] == ["", "x", "xx"]
     assert first["nothing"] == ["", "", ""]
     assert first["shapes"] == [[[n], [n, 2]] for n in range(3)]

@@ -10,73 +10,32 @@ All give the same numbers. `auto` takes the quickest that fits.
 """
 
 import logging
-import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from segbench.adapters.base import Adapter, Features
+from segbench.adapters.base import Features
 from segbench.adapters.stepping import Stepper
 from segbench.errors import ModelError
-from segbench.features.estimate import Chosen, Costs, Estimate, Load, Room, estimated, host_memory
+from segbench.features.estimate import Chosen, Costs, Estimate, Room, estimated
 from segbench.features.memory import MicroBatch
 from segbench.features.rows import InMemory, OnDisk, Rows, at_home
 from segbench.features.source import Held, Streamed, checked
+from segbench.features.speeds import measured, room
 from segbench.features.sweep import Stage, Sweep
-from segbench.files import free_bytes
+from segbench.features.work import Work
 from segbench.kernels import Target
-from segbench.team import Team
-from segbench.types import Dataset, Site
+from segbench.types import Site
 
 Policy = Literal["auto", "stream", "memory", "sweep", "disk", "groups"]
 Progress = Callable[[int], None]  # called with the number of images that were just worked on
 
-ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones
-TIMED = 4  # images whose forward pass is timed
-RATED = 1 << 26  # bytes that are written and read to see how quick a disk is
+ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones, to a millisecond
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the probes of a cell read."""
-
-    adapter: Adapter
-    train: Dataset
-    val: Dataset
-    sites: tuple[Site, ...]
-    micro_batch: MicroBatch
-    reads: int  # of an image's features, over all epochs
-    folder: Path  # where files may lie
-    team: Team = field(default_factory=Team)
-
-    @property
-    def load(self) -> Load:
-        """What one process of the team reads, at most."""
-        images = max(len(a) + len(b) for a, b in zip(*map(self.team.parts, self._lengths), strict=True))
-        return Load(self.sites, images, -(-self.reads // self.team.size))
-
-    @property
-    def own(self) -> int:
-        """Images of both splits that this process reads once."""
-        return sum(len(self.team.part(length)) for length in self._lengths)
-
-    @property
-    def _lengths(self) -> tuple[int, int]:
-        return len(self.train), len(self.val)
-
-    def streamed(self, sites: Sequence[Site]) -> tuple[Streamed, Streamed]:
-        """Both splits, by forward passes."""
-        train, val = (Streamed(self.adapter, one, sites, self.micro_batch, self.team) for one in (self.train, self.val))
-        return train, val
 
 
 @dataclass(frozen=True)
@@ -172,54 +131,13 @@ def choose(work: Work, policy: Policy) -> Plan:
         chosen = next((one for one in able if one.fits), able[-1])
     else:
         fitting = [one for one in estimates if one.fits]
-        chosen = min(fitting, key=lambda one: (one.seconds or 0.0, ORDER.index(one.policy)))
+        chosen = min(fitting, key=lambda one: (round(one.seconds or 0.0, 3), ORDER.index(one.policy)))
         if policy != "auto":
             reason = next(one.refused for one in estimates if one.policy == policy)
             _log.warning("features: no %s (%s); %s in its place", policy, reason, chosen.policy)
     for one in estimates:
         _log.info("features: %s%s", one, " <- chosen" if one is chosen else "")
     return Plan(work, costs, chosen, estimates, stepper)
-
-
-def room(device: torch.device | str, folder: Path, shared_by: int = 1) -> Room:
-    """What is free now, for each of so many processes that share the host; every GPU has one."""
-    device, disk = torch.device(device), free_bytes(folder) // shared_by
-    host = host_memory() // shared_by
-    if device.type == "cuda":
-        return Room({"device": torch.cuda.mem_get_info(device)[0], "host": host}, disk)
-    return Room({"host": host}, disk)
-
-
-def measured(work: Work) -> Costs:
-    """Sizes and speeds, from a few images of the training split."""
-    adapter, few = work.adapter, range(min(TIMED, len(work.train), work.micro_batch.images))
-    train, _ = work.streamed(work.sites)
-    micro_batch = MicroBatch(len(few))  # its own: a cell may never hold all sites of so many images
-    sums: dict[Site | str, float] = dict.fromkeys((*work.sites, "states", "labels", "encode", "forward"), 0)
-
-    def timed(images: Sequence[int]) -> list[tuple[Site | str, int | float]]:
-        found: list[tuple[Site | str, int | float]] = []
-        for batch in adapter.batches([checked(work.train, index) for index in images]):
-            begun = _now(adapter.device)
-            encoded = adapter.encode(batch)
-            between = _now(adapter.device)
-            features = adapter.decode(encoded, work.sites)
-            found += [("encode", between - begun), ("forward", _now(adapter.device) - begun)]
-            found += ((site, _bytes(tensor)) for site, tensor in features.items())
-            found.append(("states", _bytes(encoded.call) + _bytes(encoded.image)))
-            targets = map(train.ground_truth, batch.grids, batch.masks)
-            found.append(("labels", sum(_target_bytes(target, len(work.train.classes)) for target in targets)))
-        return found
-
-    next(micro_batch.each([0], timed))  # the first pass of a process is slower
-    for found in micro_batch.each(few, timed):
-        for what, much in found:
-            sums[what] += much
-    per_image = {site: int(sums[site]) // len(few) for site in work.sites}
-    heaviest = work.load.images * sum(per_image.values())
-    write, read = _rates(work.folder, min(RATED, heaviest))
-    states, labels, encode, forward = (sums[what] / len(few) for what in ("states", "labels", "encode", "forward"))
-    return Costs(per_image, int(states), int(labels), forward, encode, write, read)
 
 
 def _held(streamed: Streamed, rows: Mapping[Site, Rows], progress: Progress) -> Held:
@@ -254,59 +172,6 @@ def _stepper(work: Work) -> tuple[Stepper | None, str]:
         return Stepper.of(adapter, encoded), ""
     except ModelError as error:
         return None, str(error)
-
-
-def _rates(folder: Path, count: int) -> tuple[float, float]:
-    """Bytes per second written to a folder's disk, and read from it, without what memory keeps of them.
-
-    Next to nothing where nothing can be written, so that no policy that writes is the quickest.
-    """
-    try:
-        return _timed_rates(folder, count)
-    except OSError as error:
-        _log.warning("features: %s cannot be written (%s)", folder, error.strerror)
-        return 1.0, 1.0
-
-
-def _timed_rates(folder: Path, count: int) -> tuple[float, float]:
-    data = os.urandom(1 << 20)
-    times = max(1, count >> 20)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with tempfile.TemporaryFile(dir=there) as file:
-        begun = time.monotonic()
-        for _ in range(times):
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        written = time.monotonic()
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        between = time.monotonic()
-        while file.read(len(data)):
-            pass
-        read = time.monotonic()
-    size = len(data) * times
-    return size / max(1e-6, written - begun), size / max(1e-6, read - between)
-
-
-def _bytes(value: Any) -> int:
-    """Of all tensors in the arguments of a call."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_bytes, parts))
-
-
-def _target_bytes(target: Target, classes: int) -> int:
-    """Of labels and validity, and of the up-sampled labels per patch and class that a loss keeps beside them."""
-    h, w = target.grid_map.grid
-    return _bytes([target.labels, target.valid]) + 4 * h * w * classes
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
 
 
 def _in_memory(home: torch.device, name: str, count: int) -> Rows:

@@ -127,7 +127,11 @@ def _fit(this: Fitting, progress: Callable[[int], None]) -> "dict[str, Best]":
         trainer.epoch(epoch, progress)
         weights = bank.export()
         exported = probes.ProbeBank.load(weights, bank.sites, this.device)  # folding rounds: count what is kept
-        counts = probes.count(exported, this.val, val_images)
+        try:
+            counts = probes.count(exported, this.val, val_images)
+        except probes.Diverged as error:
+            when = f" after epoch {epoch + 1} (step {trainer.step})"
+            raise probes.Diverged(error.site, error.largest, when) from error
         score = stats.miou(counts.sum(1))
         kept["last"] = probes.Best()
         kept["last"].offer(epoch, score, counts, weights)

@@ -22,16 +22,19 @@ Moments = list[tuple[Float64[Tensor, "_d"], Float64[Tensor, "_d"]]]
 class Diverged(CellError):
     """The probe of one site has no finite loss or logits any more; those of other sites are as they were."""
 
-    def __init__(self, site: Site, message: str) -> None:
-        super().__init__(message)
-        self.site = site
+    def __init__(self, site: Site, largest: float, when: str = "") -> None:
+        super().__init__(
+            f"the probe at {site} diverged{when}: its largest logit is {largest:.3g}; "
+            "try a smaller protocol.lr or protocol.norm: standardize"
+        )
+        self.site, self.largest, self.when = site, largest, when
 
 
 def refuse_divergence(team: Team, sites: Sequence[Site], found: Diverged | None) -> None:
     """Raise in every process of the team what one of them found; of several, the first one's."""
-    own = [sites.index(found.site), str(found)] if found else None
-    for told in filter(None, map(json.loads, team.exchange(json.dumps(own).encode()))):
-        raise Diverged(sites[told[0]], told[1]) from found
+    own = [sites.index(found.site), found.largest, found.when] if found else None
+    for row, *told in filter(None, map(json.loads, team.exchange(json.dumps(own).encode()))):
+        raise Diverged(sites[row], *told) from found
 
 
 class ProbeBank(nn.Module):

@@ -103,9 +103,5 @@ def _logits(bank: ProbeBank, source: FeatureSource, indices: Indices) -> Iterato
         logits = bank(features)
         for site, largest in zip(bank.sites, logits.abs().amax((1, 2, 3)).tolist(), strict=True):
             if not largest <= LIMIT:  # nor is NaN
-                raise Diverged(
-                    site,
-                    f"the probe at {site} diverged: its largest logit is {largest:.3g}; "
-                    "try a smaller protocol.lr or protocol.norm: standardize",
-                )
+                raise Diverged(site, largest)
         yield logits, targets

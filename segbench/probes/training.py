@@ -137,9 +137,5 @@ class Trainer:
         if not loss.isfinite().all():
             row = int((~loss.isfinite()).nonzero()[0])
             epoch = self.step * self.schedule.epochs // self.steps + 1
-            site, largest = self.bank.sites[row], logits[row].abs().max().item()
-            raise Diverged(
-                site,
-                f"the probe at {site} diverged in epoch {epoch} (step {self.step}, largest logit {largest:.3g}); "
-                "try a smaller protocol.lr or protocol.norm: standardize",
-            )
+            largest = logits[row].abs().max().item()
+            raise Diverged(self.bank.sites[row], largest, f" in epoch {epoch} (step {self.step})")

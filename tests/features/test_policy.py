@@ -7,7 +7,7 @@ import pytest
 from tiny_features import COSTS, SITES, read_all, work
 
 from segbench import features
-from segbench.features import policy
+from segbench.features import policy, speeds
 from segbench.features.estimate import SHARES, Room
 from segbench.types import Site
 
@@ -46,7 +46,7 @@ def test_a_model_that_cannot_step_has_every_site_in_a_file_and_a_wish_for_a_swee
 
 
 def test_where_nothing_can_be_written_no_policy_that_writes_is_the_quickest(caplog):
-    assert policy._rates(Path("/proc/nowhere"), 1 << 20) == (1.0, 1.0)
+    assert speeds._rates(Path("/proc/nowhere"), 1 << 20) == (1.0, 1.0)
     assert "cannot be written" in caplog.text
 
 

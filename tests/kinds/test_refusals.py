@@ -25,7 +25,7 @@ TASKS = {
     "no-site": (FEW.replace("encoder", "llm.9"), "no site llm.9; this model has encoder, adapter, llm.1,"),
     "diverges": (
         FEW.replace("epochs: 1", "epochs: 3, batch: 8, lr: 1e37"),
-        "probe at encoder diverged: its largest logit is",
+        "probe at encoder diverged after epoch 1 (step",
     ),
     "held-out": (
         FEW.replace("train: 8", "train: 1").replace("epochs: 1", "selection: train_holdout"),

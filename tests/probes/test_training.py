@@ -72,7 +72,7 @@ def test_a_diverging_probe_names_its_site_and_epoch():
     trainer = probes.Trainer(bank(), Planted(), range(12), SCHEDULE)
     trainer.epoch(0, lambda images: None)
     trainer.source = source
-    with pytest.raises(CellError, match=r"probe at llm\.1 diverged in epoch 2 \(step 3,"):
+    with pytest.raises(CellError, match=r"probe at llm\.1 diverged in epoch 2 \(step 3\): its largest logit is"):
         trainer.epoch(1, lambda images: None)
 
 
