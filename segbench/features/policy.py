@@ -33,7 +33,7 @@ from segbench.types import Site
 Policy = Literal["auto", "stream", "memory", "sweep", "disk", "groups"]
 Progress = Callable[[int], None]  # called with the number of images that were just worked on
 
-ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones, to a millisecond
+ORDER: tuple[Chosen, ...] = ("memory", "sweep", "groups", "stream", "disk")  # among equally quick ones (to 1 ms)
 
 _log = logging.getLogger(__name__)
 
