@@ -138,10 +138,6 @@ class Cell:
             raise CellError(f"{name!r} cannot name a file of arrays; expected lower case letters, digits, _ and -")
         _write(self.path / f"{name}.safetensors", _packed(arrays, {}))
 
-    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """What `save_arrays` kept; StoreError when it is damaged or not there."""
-        return _load_arrays(self.path / f"{name}.safetensors")[0]
-
     def save_checkpoint(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], part: str = "") -> None:
         """Keep the state of an unfinished cell, or of a part of it, in place of the one before."""
         _write(self._checkpoint(part), _packed(arrays, facts))

@@ -44,6 +44,12 @@ def load(params, split):
     return Broken(scenes.load(params, split), split)
 """
 
+BY_RANK = """
+import os, runpy, sys
+sys.argv = [word.replace("RANK", os.environ["RANK"]) for word in sys.argv]
+runpy.run_module("segbench", run_name="__main__", alter_sys=True)
+"""
+
 
 def command(lab, output, tasks, *more, model="tiny"):
     return [
@@ -169,19 +175,20 @@ def test_what_fails_in_one_process_fails_the_cell_in_all_and_the_next_one_runs(t
 
 
 def test_processes_that_see_different_cells_do_not_begin(tmp_path):
-    labs = [
-        tiny_runs.lab(tmp_path / f"lab{seed}", {"probe": tiny_runs.PROBE.replace("seed: 5", f"seed: {seed}")})
-        for seed in (5, 6)
-    ]
-    link = tmp_path / "lab"
-    words = command(link, tmp_path / "team", "probe")
-    code = (
-        "import os, runpy, sys, pathlib\n"
-        f"lab = pathlib.Path({str(tmp_path)!r}) / f\"lab{{5 + int(os.environ['RANK'])}}\"\n"
-        "sys.argv = [str(lab) if word == 'LAB' else word for word in sys.argv]\n"
-        "runpy.run_module('segbench', run_name='__main__', alter_sys=True)\n"
-    )
-    assert labs
-    found = ranks.finished(ranks.start(2, "-c", code, *["LAB" if word == link else word for word in words[2:]]))
+    for rank in range(2):
+        tiny_runs.lab(tmp_path / f"lab{rank}", {"probe": tiny_runs.PROBE.replace("seed: 5", f"seed: {5 + rank}")})
+    _, _, *words = command(tmp_path / "labRANK", tmp_path / "team", "probe")
+    found = ranks.finished(ranks.start(2, "-c", BY_RANK, *words))
     assert [exit_code for exit_code, _, _ in found] == [2, 2], found
     assert "the processes plan different cells" in found[0][2]
+
+
+def test_a_mistake_that_one_process_finds_is_told_by_the_others(tmp_path):
+    tiny_runs.lab(tmp_path / "lab0", {"probe": tiny_runs.PROBE.replace("seed: 5", "seed: 0")})
+    tiny_runs.lab(tmp_path / "lab1", {"probe": tiny_runs.PROBE})
+    _, _, *words = command(tmp_path / "labRANK", tmp_path / "team", "probe")
+    (first, _, said), (second, _, heard) = ranks.finished(ranks.start(2, "-c", BY_RANK, *words))
+    assert (first, second) == (2, 4)
+    assert "data.seed: must be greater than or equal to 1" in said
+    assert heard.startswith("error: process 0: ")
+    assert "data.seed: must be greater than or equal to 1" in heard

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segbench.cli.say import say
-from segbench.errors import SpecError
+from segbench.errors import Lost, PartnerFailed, SegbenchError, SpecError
 from segbench.records import digest
 from segbench.team import Team
 
@@ -29,8 +29,15 @@ def team() -> Iterator[Team]:
     from segbench.distributed import Group
 
     group = Group(os.environ)
-    yield group
-    group.close()  # not after an error: others may wait in an exchange, which ends when this process does
+    try:
+        yield group
+    except PartnerFailed:
+        raise
+    except SegbenchError as error:
+        with contextlib.suppress(Lost):
+            group.fail(str(error))  # or the others would only learn that this process is gone
+        raise
+    group.close()
 
 
 def device(name: str) -> str:
@@ -74,9 +81,14 @@ def shared(items: "Sequence[Item]", share: Share, together: Team, output: Path) 
 def gathered(
     items: "Sequence[Item]", outcomes: "Sequence[Outcome]", together: Team, measured_by: Team
 ) -> "Sequence[Outcome]":
-    """What became of all cells, in their order, in every process."""
-    if measured_by is together:
-        return outcomes
+    """What became of all cells, in their order, in every process. The last that they have to tell each other."""
+    outcomes = outcomes if measured_by is together else _told(items, outcomes, together)
+    with contextlib.suppress(Lost):
+        together.meet()  # whoever leaves an exchange first may break it for those who still read, but not this one
+    return outcomes
+
+
+def _told(items: "Sequence[Item]", outcomes: "Sequence[Outcome]", together: Team) -> "Sequence[Outcome]":
     from segbench.runner import Outcome
 
     rows = [[one.item.key, one.status, one.note, one.seconds, one.trace] for one in outcomes]

@@ -15,7 +15,6 @@ from segbench.types import GridMap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT = 0.6  # of a picture's width, and more for those that are higher
 PAPER = 225  # grey that unseen pixels fade into
 
 

@@ -1,7 +1,5 @@
 """The words of the tiny models, their tokenizer and their processor."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -63,8 +61,3 @@ def pixels(images: UInt8[np.ndarray, "b H W 3"]) -> Float[Tensor, "b 3 H W"]:
     """What the processor makes of images that already have the model's size, for a whole batch at once."""
     values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32, copy=True)
     return values.div_(255.0).sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
-
-
-def load_processor(folder: Path) -> LlavaProcessor:
-    """The processor of a written checkpoint."""
-    return LlavaProcessor.from_pretrained(folder)
